@@ -1,0 +1,1 @@
+"""The PyTorch engine: base models, LoRA runs, packed passes, continuous batching."""

@@ -1,0 +1,227 @@
+"""What the scheduler asks of an engine: two small protocols over plain arrays.
+
+`LocalEngine` (PyTorch, in this process) implements both; another sampler, or an engine on
+another machine, implements one of them. Knows neither torch nor HTTP.
+
+An engine is not thread-safe: one thread, the scheduler's, makes every call except
+`catalog`, which is read-only and safe from anywhere.
+
+Arrays are numpy; logprobs are float32, natural, untempered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinkerlite.types import AdamParams, SampleResponse
+from tinkerlite_server.errors import ServerError
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What is known of a base model without loading its weights."""
+
+    name: str
+    arch: str
+    vocab_size: int
+    """Token ids must be below this (the rows of the embedding)."""
+    max_context: int
+    eos_ids: tuple[int, ...]
+    """Tokens that stop a completion when the request names no stops."""
+    dtype: str
+    tokenizer_dir: Path
+    """A folder that transformers' AutoTokenizer loads."""
+    tokenizer_hash: str
+    """SHA-256 of the sorted token-to-id map."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """A LoRA adapter: scale = alpha / rank, B starts at zero."""
+
+    rank: int
+    alpha: float
+    seed: int
+    train_attn: bool = True
+    train_mlp: bool = True
+    train_unembed: bool = True
+
+
+# ---- training ----
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One datum, validated: ids in range, lengths equal, numbers finite."""
+
+    tokens: Ids
+    """(N,)."""
+    target_tokens: Ids
+    """(N,) or, for cross_entropy, (N, K)."""
+    inputs: Mapping[str, Floats]
+    """The loss's other inputs by name, each shaped like `target_tokens`."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrainBatch:
+    """One forward_backward request."""
+
+    model_id: str
+    examples: Sequence[Example]
+    loss_fn: str
+    loss_config: Mapping[str, float]
+    forward_only: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class TrainOutput:
+    """Per example, in order: arrays shaped like its targets. `metrics` has at least `loss:sum`."""
+
+    logprobs: list[Floats]
+    elementwise_loss: list[Floats]
+    metrics: dict[str, float]
+
+
+class Trainer(Protocol):
+    """Makes gradients. Runs are named by model id; many share one base model."""
+
+    def create_run(self, model_id: str, base_model: str, adapter: AdapterConfig) -> None:
+        """A fresh adapter and fresh optimizer state."""
+        ...
+
+    def drop_run(self, model_id: str) -> None:
+        """Free a run; unknown ids are ignored."""
+        ...
+
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> list[TrainOutput | ServerError]:
+        """Run batches of *different* runs on one base model in merged passes.
+
+        Gradients are added to each run's accumulator unless `forward_only`. A batch that
+        fails yields its error and leaves its run's gradients as they were.
+        """
+        ...
+
+    def optim_step(self, model_id: str, params: AdamParams) -> dict[str, float]:
+        """AdamW on the accumulated gradients, then zero them. Returns figures (`grad_norm`, ...)."""
+        ...
+
+    def save_run(self, model_id: str, folder: Path, *, optimizer: bool) -> None:
+        """Write adapter (PEFT layout) and, if asked, optimizer state into an existing empty folder."""
+        ...
+
+    def load_run(self, model_id: str, base_model: str, folder: Path, *, optimizer: bool) -> AdapterConfig:
+        """Create the run from a folder that `save_run` wrote; without `optimizer` its state is fresh."""
+        ...
+
+    def snapshot(self, model_id: str, adapter_id: str) -> None:
+        """Copy the run's weights to the sampler under `adapter_id`; later steps do not change the copy."""
+        ...
+
+
+# ---- sampling ----
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SampleWork:
+    """One sample request, validated."""
+
+    key: str
+    """Names the work in `step`'s results."""
+    base_model: str
+    adapter_id: str | None
+    prompt: Ids
+    num_samples: int
+    max_tokens: int
+    """Already cut to the context limit."""
+    seeds: tuple[int, ...]
+    """One per sample: each draws from its own generator."""
+    temperature: float
+    top_k: int
+    """0 is off."""
+    top_p: float
+    stop_ids: frozenset[int]
+    """Sampling any of these ends the sample with reason "stop"; the token is kept."""
+    stop_strings: tuple[str, ...] = ()
+    prompt_logprobs: bool = False
+    topk_prompt_logprobs: int = 0
+    topk_sample_logprobs: int = 0
+    score_only: bool = False
+    """The caller wants prompt logprobs and ignores the (one-token) completion."""
+
+
+@dataclass(frozen=True, eq=False)
+class SampleResult:
+    """A finished SampleWork: a response, or the error that ended it."""
+
+    key: str
+    outcome: SampleResponse | ServerError
+
+
+class Sampler(Protocol):
+    """Makes tokens, by continuous batching: submit at any time, call `step` while there is work."""
+
+    def load_adapter(self, adapter_id: str, base_model: str, folder: Path) -> None:
+        """Make a saved adapter (PEFT layout) available under this id."""
+        ...
+
+    def drop_adapter(self, adapter_id: str) -> None:
+        """Free an adapter once no submitted work uses it; unknown ids are ignored."""
+        ...
+
+    def has_adapter(self, adapter_id: str) -> bool:
+        """Whether `snapshot` or `load_adapter` made it available."""
+        ...
+
+    def submit(self, work: SampleWork) -> None:
+        """Queue work; admission happens in `step`."""
+        ...
+
+    def cancel(self, key: str) -> None:
+        """Forget work; it yields no result. Unknown keys are ignored."""
+        ...
+
+    def step(self) -> list[SampleResult]:
+        """Admit what fits, prefill it, make one token for every running sample; return what finished."""
+        ...
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would do anything."""
+        ...
+
+
+class Engine(Trainer, Sampler, Protocol):
+    """Both, over one set of base models."""
+
+    @property
+    def catalog(self) -> Mapping[str, ModelInfo]:
+        """The base models on offer by name; their weights load on first use."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineLimits:
+    """Sizes that trade memory for speed. Every field changes one or the other."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    """"auto" is bfloat16 where the hardware multiplies it, else float32."""
+    max_pass_tokens: int = 1024
+    """Most tokens in one forward-backward pass; longer sequences get a pass of their own."""
+    max_score_tokens: int = 4096
+    """Most tokens in one prefill or scoring pass."""
+    max_slots: int = 64
+    """Most samples decoding at once, per base model."""
+    head_chunk: int = 256
+    """Most positions whose full-vocabulary logits exist at once."""
+    max_models_bytes: int = field(default=16 * 2**30)
+    """Base models beyond this are evicted, least recently used first."""

@@ -1,0 +1,42 @@
+"""Errors of the server, by who has to act.
+
+    ServerError
+    ├── UserError            the request is wrong; the message says what to change
+    │   ├── BadRequest         400
+    │   └── UnknownName        404: no such model, session, run, checkpoint, sampler or request
+    ├── Forbidden            401 / 403
+    ├── Busy                 429
+    └── EngineFailure        running it failed, through no fault of the caller
+
+Routes turn them into statuses; execution turns them into failed futures with a category.
+"""
+
+from __future__ import annotations
+
+
+class ServerError(Exception):
+    """Base of all errors here."""
+
+
+class UserError(ServerError):
+    """The caller can mend it; the message says how."""
+
+
+class BadRequest(UserError):
+    """Malformed, unsupported or contradictory."""
+
+
+class UnknownName(UserError):
+    """Names something that this server does not hold, or not for this caller."""
+
+
+class Forbidden(ServerError):
+    """The API key is missing, unknown, or not allowed this."""
+
+
+class Busy(ServerError):
+    """Too much is queued; later it may go."""
+
+
+class EngineFailure(ServerError):
+    """Execution failed: out of memory, a corrupt file, a defect."""

@@ -1,0 +1,1 @@
+"""HTTP routes of the protocol, one module a section of docs/protocol.md."""

@@ -1,0 +1,207 @@
+"""JSON bodies of the protocol that are neither tensors nor samples."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+CheckpointType = Literal["training", "sampler", "external"]
+
+
+class Response(BaseModel):
+    """Base of the answers: fields that we do not know are ignored, since servers add some."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+
+class SupportedModel(Response):
+    """A base model that the server offers. The last five fields are this project's addition."""
+
+    model_name: str | None = None
+    max_context_length: int | None = None
+    trainable: bool | None = None
+    sampleable: bool | None = None
+    vocab_size: int | None = None
+    tokenizer_hash: str | None = None
+    """SHA-256 of the token-to-id map: equal hashes mean one vocabulary."""
+    dtype: str | None = None
+    max_topk: int | None = None
+    losses: list[str] | None = None
+
+
+class GetServerCapabilitiesResponse(Response):
+    """What the server offers."""
+
+    supported_models: list[SupportedModel]
+
+
+class AdamOptimizerConfig(Response):
+    """The optimizer family of a model, fixed for its life."""
+
+    type: str = "adamw"
+
+
+class ModelData(Response):
+    """Names of a model's architecture, base weights and tokenizer."""
+
+    arch: str | None = None
+    model_name: str | None = None
+    tokenizer_id: str | None = None
+
+
+class GetInfoResponse(Response):
+    """What a training run trains."""
+
+    model_id: str
+    model_data: ModelData
+    optimizer_config: AdamOptimizerConfig = AdamOptimizerConfig()
+    is_lora: bool | None = None
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    """This project's addition: adapters are scaled by lora_alpha / lora_rank."""
+    model_name: str | None = None
+
+
+class OptimStepResponse(Response):
+    """Free-form figures of one optimizer step, such as the gradient norm."""
+
+    metrics: dict[str, float] | None = None
+
+
+class SaveWeightsResponse(Response):
+    """Where a training checkpoint is."""
+
+    path: str
+
+
+class SaveWeightsForSamplerResponse(Response):
+    """Where sampler weights are (named), or the sampling session made on them (unnamed)."""
+
+    path: str | None = None
+    sampling_session_id: str | None = None
+
+
+class LoadWeightsResponse(Response):
+    """What was loaded, and into which model."""
+
+    path: str | None = None
+    model_id: str | None = None
+
+
+class WeightsInfoResponse(Response):
+    """What a checkpoint holds."""
+
+    base_model: str
+    is_lora: bool
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    train_unembed: bool | None = None
+    train_mlp: bool | None = None
+    train_attn: bool | None = None
+
+
+class GetSamplerResponse(Response):
+    """What a sampling session samples from."""
+
+    sampler_id: str
+    base_model: str
+    model_path: str | None = None
+
+
+class Checkpoint(Response):
+    """A saved set of weights."""
+
+    checkpoint_id: str
+    checkpoint_type: CheckpointType
+    time: datetime
+    tinker_path: str
+    size_bytes: int | None = None
+    public: bool = False
+    user_metadata: dict[str, str] | None = None
+    expires_at: datetime | None = None
+
+
+class Cursor(Response):
+    """Where a page of a listing stands."""
+
+    offset: int
+    limit: int
+    total_count: int
+
+
+class CheckpointsListResponse(Response):
+    """A page of checkpoints."""
+
+    checkpoints: list[Checkpoint]
+    cursor: Cursor | None = None
+
+
+class TrainingRun(Response):
+    """A training run (its id is the model id), and its newest checkpoints."""
+
+    training_run_id: str
+    base_model: str
+    model_owner: str
+    is_lora: bool
+    corrupted: bool = False
+    lora_rank: int | None = None
+    last_request_time: datetime
+    last_checkpoint: Checkpoint | None = None
+    last_sampler_checkpoint: Checkpoint | None = None
+    user_metadata: dict[str, str] | None = None
+
+
+class TrainingRunsResponse(Response):
+    """A page of training runs."""
+
+    training_runs: list[TrainingRun]
+    cursor: Cursor
+
+
+class ClientConfigResponse(Response):
+    """What the server asks of clients. Every field has a default, so `{}` is an answer."""
+
+    pjwt_auth_enabled: bool = False
+    parallel_fwdbwd_chunks: bool = True
+    proto_compress_fwdbwd: bool = False
+    fwdbwd_max_chunk_len: int = Field(default=1024, ge=1)
+    """Most datums in one forward_backward request."""
+    fwdbwd_max_chunk_bytes_count: int = Field(default=5_000_000, ge=1)
+    """Most bytes in one forward_backward request, as the client estimates them."""
+    sample_max_concurrent_requests: int = Field(default=2000, ge=1)
+
+
+class CreateSessionResponse(Response):
+    """A new session, and what the server wants its user to know."""
+
+    session_id: str
+    info_message: str | None = None
+    warning_message: str | None = None
+    error_message: str | None = None
+
+
+class CreateSamplingSessionResponse(Response):
+    """A new sampling session."""
+
+    sampling_session_id: str
+
+
+class UntypedAPIFuture(Response):
+    """The receipt for accepted work."""
+
+    request_id: str
+    model_id: str | None = None
+    sample_sequence_ids: list[str] | None = None
+
+
+class TokenizerFiles(Response):
+    """A base model's tokenizer files by name, as text. This project's addition to the protocol."""
+
+    model_name: str
+    files: dict[str, str]
+    tokenizer_hash: str
+
+
+UserMetadata = dict[str, Any]

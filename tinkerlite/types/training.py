@@ -1,0 +1,130 @@
+"""What training takes and returns: datums, losses' inputs, optimizer settings, outputs.
+
+A datum is already shifted: logits at position i are scored against `target_tokens[i]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tinkerlite.errors import InvalidDatum, InvalidTensor
+from tinkerlite.types.inputs import ModelInput
+from tinkerlite.types.tensors import TensorData, TensorDtype
+
+LossFnType = Literal["cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "gspo"]
+LossFnInputs = dict[str, TensorData]
+LossFnOutput = dict[str, TensorData]
+
+LOSS_INPUT_DTYPES: dict[str, TensorDtype] = {
+    "target_tokens": "int64",
+    "weights": "float32",
+    "logprobs": "float32",
+    "advantages": "float32",
+    "clip_low_threshold": "float32",
+    "clip_high_threshold": "float32",
+    "sequence_ratio_mask": "float32",
+}
+"""Dtypes of the inputs that losses know by name; plain lists take them."""
+
+
+@dataclass(frozen=True)
+class Datum:
+    """One training example: N input tokens, and per-token arrays of the loss by name.
+
+    Arrays, lists and torch tensors given in `loss_fn_inputs` become `TensorData`.
+
+    Raises:
+        InvalidDatum: an input that is not a rectangular array of numbers, naming its field.
+    """
+
+    model_input: ModelInput
+    loss_fn_inputs: LossFnInputs = field(default_factory=lambda: {})
+
+    def __post_init__(self) -> None:
+        converted = {name: _to_tensor(name, value) for name, value in self.loss_fn_inputs.items()}
+        object.__setattr__(self, "loss_fn_inputs", converted)
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{name}{tensor.shape}" for name, tensor in self.loss_fn_inputs.items())
+        return f"Datum({self.model_input.length} tokens; {inputs})"
+
+
+def _to_tensor(name: str, value: Any) -> TensorData:
+    if isinstance(value, TensorData):
+        return value
+    try:
+        if hasattr(value, "detach"):  # a torch tensor, without importing torch
+            return TensorData.from_torch(value)
+        return TensorData(value, LOSS_INPUT_DTYPES.get(name))
+    except InvalidTensor as error:
+        raise InvalidDatum(f"loss_fn_inputs[{name!r}]: {error}") from error
+
+
+class Params(BaseModel):
+    """Base of the option objects: unknown options are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class AdamParams(Params):
+    """AdamW for one optimizer step. Schedules live in the client: send what this step needs.
+
+    Source: Loshchilov and Hutter 2019 (arXiv:1711.05101).
+    """
+
+    learning_rate: float = Field(default=1e-4, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    eps: float = Field(default=1e-12, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled; multiplied by the learning rate."""
+    grad_clip_norm: float = 0.0
+    """Largest global gradient norm over all trained parameters; 0 or less is off."""
+
+
+class LoraConfig(Params):
+    """Which weights get a low-rank adapter, and of which rank. Alpha is 32 (`LORA_ALPHA`)."""
+
+    rank: int = Field(ge=1)
+    seed: int | None = None
+    train_mlp: bool = True
+    train_attn: bool = True
+    train_unembed: bool = True
+
+
+LORA_ALPHA = 32.0
+"""Adapters are scaled by LORA_ALPHA / rank: the wire has no alpha, and this is the hosted service's."""
+
+
+@dataclass(frozen=True)
+class ForwardBackwardOutput:
+    """Per-datum arrays, in the order of the data, and the metrics of the whole batch.
+
+    `loss_fn_outputs[i]["logprobs"]` is float32, shaped like the datum's `target_tokens`, in
+    nats. Metric names are `name:reduction`; `loss:sum` is always there.
+    """
+
+    loss_fn_output_type: str
+    loss_fn_outputs: list[LossFnOutput]
+    metrics: dict[str, float] = field(default_factory=lambda: {})
+
+    def __repr__(self) -> str:
+        loss = self.metrics.get("loss:sum")
+        return f"ForwardBackwardOutput({len(self.loss_fn_outputs)} datums, loss:sum={loss})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardBackwardRequest:
+    """What a client sends for `forward_backward` and `forward`."""
+
+    model_id: str
+    seq_id: int
+    """From 1; 0 means that the client gave none."""
+    data: list[Datum]
+    loss_fn: str
+    loss_fn_config: Mapping[str, float | str] = field(default_factory=lambda: {})
+    forward_only: bool = False
