@@ -6,6 +6,8 @@
     │   ├── InvalidInput                     not a prompt
     │   └── InvalidDatum                     a datum the loss cannot use
     ├── CapabilityError                      the backend lacks what was asked for
+    ├── ClientClosedError                    the client was closed while, or before, it was asked
+    ├── NotSubmittedError                    held back, because an earlier operation of the run failed
     ├── RequestFailedError                   the server accepted the request, and running it failed
     ├── StuckRequestError (also a TimeoutError)   no progress for longer than the client waits
     └── APIError                             the HTTP exchange itself
@@ -22,7 +24,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 RequestErrorCategory = Literal["user", "server", "unknown"]
 
@@ -49,6 +52,17 @@ class InvalidDatum(InvalidRequest):
 
 class CapabilityError(TinkerError):
     """The backend does not offer what was asked for."""
+
+
+class ClientClosedError(TinkerError):
+    """The client was closed; whatever was still waiting ends with this."""
+
+
+class NotSubmittedError(TinkerError):
+    """An operation that was not sent, since one before it in the same training run failed.
+
+    An optimizer step must not run on half of its gradients. `__cause__` is the first failure.
+    """
 
 
 class RequestFailedError(TinkerError):
@@ -80,6 +94,16 @@ class APIError(TinkerError):
         self.method = method
         self.url = url
 
+    def __reduce__(self) -> tuple[Callable[..., APIError], tuple[type[APIError], dict[str, Any]]]:
+        return _rebuild, (type(self), dict(self.__dict__))
+
+
+def _rebuild(kind: type[APIError], state: dict[str, Any]) -> APIError:
+    """Unpickle an error whose arguments are keywords."""
+    error = kind.__new__(kind, state["message"])
+    error.__dict__.update(state)
+    return error
+
 
 class APIConnectionError(APIError):
     """The server could not be reached, or the connection broke."""
@@ -94,7 +118,13 @@ class APIResponseValidationError(APIError):
 
 
 class APIStatusError(APIError):
-    """The server answered with an error status; `body` is its decoded JSON, or its text."""
+    """The server answered with an error status.
+
+    `body` is its decoded JSON, or its text; `retry_after_seconds` is the server's advice on when
+    to come back, if it gave one.
+    """
+
+    retry_after_seconds: float | None = None
 
     def __init__(
         self, message: str, *, status_code: int, body: object = None, method: str = "", url: str = ""
@@ -137,9 +167,7 @@ class UnprocessableEntityError(APIStatusError):
 
 
 class RateLimitError(APIStatusError):
-    """429: too many requests; `retry_after_seconds` is the server's advice, if it gave one."""
-
-    retry_after_seconds: float | None = None
+    """429: too many requests, for longer than the client was willing to wait."""
 
 
 class InternalServerError(APIStatusError):

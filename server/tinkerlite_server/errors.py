@@ -3,7 +3,8 @@
     ServerError
     ├── UserError            the request is wrong; the message says what to change
     │   ├── BadRequest         400
-    │   └── UnknownName        404: no such model, session, run, checkpoint, sampler or request
+    │   ├── UnknownName        404: no such model, session, run, checkpoint, sampler or request
+    │   └── Gone               410: it was here, and has ended or was let go
     ├── Forbidden            401 / 403
     ├── Busy                 429
     └── EngineFailure        running it failed, through no fault of the caller
@@ -28,6 +29,10 @@ class BadRequest(UserError):
 
 class UnknownName(UserError):
     """Names something that this server does not hold, or not for this caller."""
+
+
+class Gone(UserError):
+    """Was here, and has ended or was let go."""
 
 
 class Forbidden(ServerError):

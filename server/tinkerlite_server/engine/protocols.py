@@ -114,12 +114,19 @@ class Trainer(Protocol):
         """AdamW on the accumulated gradients, then zero them. Returns figures (`grad_norm`, ...)."""
         ...
 
+    def discard_gradients(self, model_id: str) -> None:
+        """Zero the accumulated gradients without a step: part of what they should hold was lost."""
+        ...
+
     def save_run(self, model_id: str, folder: Path, *, optimizer: bool) -> None:
         """Write adapter (PEFT layout) and, if asked, optimizer state into an existing empty folder."""
         ...
 
     def load_run(self, model_id: str, base_model: str, folder: Path, *, optimizer: bool) -> AdapterConfig:
-        """Create the run from a folder that `save_run` wrote; without `optimizer` its state is fresh."""
+        """Create the run from a folder that `save_run` wrote; without `optimizer` its state is fresh.
+
+        A run of this id that exists is replaced, and only once loading has succeeded.
+        """
         ...
 
     def snapshot(self, model_id: str, adapter_id: str) -> None:

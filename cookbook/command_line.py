@@ -1,0 +1,76 @@
+"""Flags from configuration objects: the fields are the flags, their docstrings the help.
+
+A recipe states its values once, in a frozen dataclass; `parse` lets the command line replace any
+of them. Unknown flags are errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import textwrap
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Config = TypeVar("Config", bound=DataclassInstance)
+
+
+def parse(
+    program: str, description: str | None, configs: Sequence[DataclassInstance], argv: Sequence[str] | None
+) -> list[Any]:
+    """The same configuration objects, with the values that `argv` names replaced.
+
+    Args:
+        program: as shown in the usage line, for example "python -m cookbook.opd".
+        description: the recipe's docstring, shown as written.
+        configs: instances whose fields are str, int, float or bool; no name occurs twice.
+        argv: None reads the process's own arguments.
+    """
+    parser = argparse.ArgumentParser(
+        prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for config in configs:
+        heading = (inspect.getdoc(type(config)) or "").splitlines()[0]
+        _add_flags(parser.add_argument_group(heading), config)
+    given = vars(parser.parse_args(argv))
+    return [
+        replace(config, **{field.name: given[field.name] for field in fields(config)}) for config in configs
+    ]
+
+
+def _add_flags(group: argparse._ArgumentGroup, config: DataclassInstance) -> None:  # pyright: ignore[reportPrivateUsage]
+    kinds = get_type_hints(type(config))
+    texts = field_docstrings(type(config))
+    for field in fields(config):
+        default = getattr(config, field.name)
+        shown = "" if default == "" else f" [{default}]"
+        options: dict[str, Any] = {
+            "default": default,
+            "help": (texts.get(field.name, "") + shown).replace("%", "%%"),
+        }
+        if kinds[field.name] is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options |= {"type": kinds[field.name], "metavar": kinds[field.name].__name__.upper()}
+        group.add_argument(f"--{field.name.replace('_', '-')}", **options)
+
+
+def field_docstrings(cls: type) -> dict[str, str]:
+    """The string under each field of a class, by field name, on one line."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    texts: dict[str, str] = {}
+    for field, after in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+        ):
+            texts[field.target.id] = " ".join(str(after.value.value).split())
+    return texts

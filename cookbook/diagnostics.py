@@ -1,0 +1,88 @@
+"""Diagnostics: figures of one step of on-policy training, from its rollouts alone.
+
+Pure functions from groups to rows. Means are over tokens unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cookbook.advantages import kl_per_token
+from cookbook.datums import Floats
+from cookbook.metrics import Row
+from cookbook.rollouts import Group
+
+
+def rollout_figures(groups: Sequence[Group]) -> Row:
+    """Reward, accuracy, length, truncation and an entropy estimate of a batch of rollouts.
+
+    `entropy` is -mean(log p) of the sampled tokens: unbiased at temperature 1, in nats.
+    `uniform_groups` is the share of groups whose rewards are all equal, which RL cannot learn from.
+    """
+    trajectories = [t for group in groups for t in group.trajectories]
+    rewards = [[t.grade.reward for t in group.trajectories] for group in groups]
+    logprobs = np.concatenate([t.logprobs for t in trajectories])
+    return {
+        "reward": float(np.mean([t.grade.reward for t in trajectories])),
+        "rollout_accuracy": float(np.mean([t.grade.correct for t in trajectories])),
+        "uniform_groups": float(np.mean([min(r) == max(r) for r in rewards])),
+        "truncated_fraction": float(np.mean([t.truncated for t in trajectories])),
+        "completion_tokens": len(logprobs),
+        "completion_length": len(logprobs) / len(trajectories),
+        "entropy": float(-np.mean(logprobs)),
+    }
+
+
+def kl_figures(groups: Sequence[Group], teacher_logprobs: list[list[Floats]]) -> Row:
+    """Reverse KL from student to teacher, in nats per token, and where in the completion it sits.
+
+    The mean of log p_student - log p_teacher over the student's own tokens; being an estimate it may
+    dip below 0. Positions are binned by powers of two: "0", "1", "2-3", "4-7", ...
+    """
+    per_completion = [kl for of_group in kl_per_token(groups, teacher_logprobs) for kl in of_group]
+    return {
+        "reverse_kl": float(np.mean(np.concatenate(per_completion))),
+        "kl_by_position": _by_position(per_completion),
+    }
+
+
+def advantage_figures(advantages: list[list[Floats]]) -> Row:
+    """Mean and root mean square of the advantages: the size of what is asked of the student."""
+    values = np.concatenate([a for of_group in advantages for a in of_group])
+    return {"advantage_mean": float(np.mean(values)), "advantage_rms": float(np.sqrt(np.mean(values**2)))}
+
+
+def agreement_figures(groups: Sequence[Group], trainer_logprobs: Sequence[Floats]) -> Row:
+    """How far the trainer's logprobs lie from those that the tokens were sampled at.
+
+    With d = log p_trainer - log p_sampler on the same weights, d should be rounding noise and the
+    importance ratios exp(d) should be 1. Anything else trains on the wrong distribution.
+
+    Args:
+        groups: the rollouts.
+        trainer_logprobs: one (T,) array per trajectory, groups after one another.
+    """
+    sampled = [t.logprobs for group in groups for t in group.trajectories]
+    difference = np.concatenate([p - q for p, q in zip(trainer_logprobs, sampled, strict=True)])
+    ratios = np.exp(difference.astype(np.float64))
+    return {
+        "logprob_difference_mean": float(np.mean(np.abs(difference))),
+        "logprob_difference_max": float(np.max(np.abs(difference))),
+        "ratio_mean": float(np.mean(ratios)),
+        "ratio_min": float(np.min(ratios)),
+        "ratio_max": float(np.max(ratios)),
+    }
+
+
+def _by_position(per_completion: Sequence[Floats]) -> dict[str, float]:
+    longest = max(len(kl) for kl in per_completion)
+    bins: dict[str, float] = {}
+    start, width = 0, 1
+    while start < longest:
+        inside = np.concatenate([kl[start : start + width] for kl in per_completion])
+        name = str(start) if width == 1 else f"{start}-{start + width - 1}"
+        bins[name] = float(np.mean(inside))
+        start, width = start + width, start + width
+    return bins

@@ -1,0 +1,105 @@
+"""Evaluation: greedy accuracy on held-out problems, with an interval, and paired comparisons.
+
+Knows nothing about training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb, sqrt
+
+from tinkerlite import SamplingClient
+from tinkerlite.types import ModelInput, SamplingParams
+
+from cookbook.renderers import Renderer
+from cookbook.rollouts import Problem, Task
+
+Z_95 = 1.959963984540054
+"""Two-sided 95% quantile of the normal distribution."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Which of the held-out problems were answered correctly, in order."""
+
+    correct: tuple[bool, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of problems answered correctly."""
+        return sum(self.correct) / len(self.correct)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% Wilson interval of the accuracy."""
+        return wilson_interval(sum(self.correct), len(self.correct))
+
+
+def evaluate(
+    sampler: SamplingClient, problems: Sequence[Problem], *, renderer: Renderer, task: Task, max_tokens: int
+) -> Evaluation:
+    """Answer every problem once, greedily; a truncated reply counts as it stands."""
+    greedy = SamplingParams(max_tokens=max_tokens, temperature=0.0, stop=renderer.stop_tokens)
+    # All problems are in flight at once.
+    pending = [
+        sampler.sample(
+            ModelInput.from_ints(renderer.generation_prompt(problem.messages)),
+            num_samples=1,
+            sampling_params=greedy,
+        )
+        for problem in problems
+    ]
+    replies = [renderer.parse(response.result().sequences[0].tokens).text for response in pending]
+    return Evaluation(
+        tuple(task.grade(problem, reply).correct for problem, reply in zip(problems, replies, strict=True))
+    )
+
+
+def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
+    """Confidence interval of a proportion, honest near 0 and 1 where the normal one is not.
+
+        (p + z^2/2n ± z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2/n)
+
+    Raises:
+        ValueError: no trials, or successes outside 0..trials.
+
+    Source: Wilson 1927.
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(f"{successes} successes in {trials} trials have no interval")
+    p = successes / trials
+    centre = p + z * z / (2 * trials)
+    spread = z * sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
+    scale = 1 + z * z / trials
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """Two models on the same problems."""
+
+    gained: int
+    """Problems that only the second answered correctly."""
+    lost: int
+    """Problems that only the first answered correctly."""
+    difference: float
+    """Accuracy of the second minus that of the first."""
+    p_value: float
+    """Two-sided exact sign test: how often chance alone splits the changed problems this unevenly."""
+
+
+def compare_paired(first: Evaluation, second: Evaluation) -> PairedComparison:
+    """Compare on what changed; far sharper than comparing two intervals.
+
+    Raises:
+        ValueError: they answered different numbers of problems.
+
+    Source: McNemar 1947, in its exact binomial form.
+    """
+    pairs = list(zip(first.correct, second.correct, strict=True))
+    gained = sum(not a and b for a, b in pairs)
+    lost = sum(a and not b for a, b in pairs)
+    changed = gained + lost
+    tail = sum(comb(changed, k) for k in range(min(gained, lost) + 1)) / 2**changed
+    return PairedComparison(gained, lost, (gained - lost) / len(pairs), min(1.0, 2 * tail))

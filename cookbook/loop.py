@@ -1,0 +1,188 @@
+"""The training loop that every on-policy recipe shares.
+
+Sample from the student, grade, turn grades into advantages, one policy-gradient step; measure
+everything on the way. What makes it RL or distillation is the `advantages` function it is given.
+Knows nothing about flags, files or terminals (`runs`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+
+from tinkerlite import TrainingClient
+from tinkerlite.types import AdamParams, Datum, ForwardBackwardOutput, OptimStepResponse
+
+from cookbook.advantages import AdvantageFn
+from cookbook.datums import Floats, completion_part, policy_datum
+from cookbook.diagnostics import advantage_figures, agreement_figures, kl_figures, rollout_figures
+from cookbook.evaluation import Evaluation, evaluate
+from cookbook.metrics import Row
+from cookbook.renderers import Renderer
+from cookbook.rollouts import Group, Task, derive_seed, rollout
+from cookbook.teachers import Teacher
+
+Record = Callable[[Row], None]
+"""Takes the row of a finished step."""
+
+
+class TooManyTruncated(RuntimeError):
+    """Most completions hit the token limit, so what is measured is the limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """An on-policy run, besides its task and its advantages."""
+
+    steps: int = 25
+    """Updates. Step k in the metrics is the student after k of them."""
+    prompts_per_step: int = 8
+    """Problems sampled from at each step."""
+    group_size: int = 8
+    """Completions per problem; group_relative uses their mean reward as the baseline."""
+    max_tokens: int = 16
+    """Longest completion, in tokens. A longer one is cut, and still scored and trained."""
+    temperature: float = 1.0
+    """Of the rollouts. Logprobs are untempered, so only at 1 is the mean difference a KL."""
+    learning_rate: float = 1e-3
+    """Of Adam, constant. LoRA wants about ten times that of full fine-tuning."""
+    evaluate_every: int = 5
+    """Steps between evaluations on held-out problems; the first and the last step always count."""
+    held_out: int = 200
+    """Problems in an evaluation."""
+    kl_every: int = 1
+    """Steps between measurements of the KL to the teacher, which cost a pass unless trained on."""
+    max_truncated_fraction: float = 1.0
+    """Stop with an error when more of a step's completions than this are cut; 1 never stops."""
+    seed: int = 0
+    """Of problems, rollouts and the adapter's start."""
+
+
+def train(
+    config: TrainConfig,
+    student: TrainingClient,
+    task: Task,
+    *,
+    renderer: Renderer,
+    advantages: AdvantageFn,
+    teacher: Teacher | None = None,
+    record: Record,
+) -> list[Row]:
+    """Train the student on its own rollouts; returns the rows it recorded, steps + 1 of them.
+
+    Args:
+        config: sizes and rates.
+        student: the weights to train; whatever they are now is step 0.
+        task: problems and grader.
+        renderer: lays prompts out for the student.
+        advantages: what to learn from a batch of rollouts. The only thing RL and OPD disagree on.
+        teacher: measured against at every `kl_every` steps. Measuring changes nothing that trains.
+        record: called with each row as soon as it is known.
+
+    Raises:
+        TooManyTruncated: see `max_truncated_fraction`.
+    """
+    problems = task.training_problems(config.seed)
+    held_out = task.held_out(config.held_out)
+    rows: list[Row] = []
+    for step in range(config.steps + 1):
+        is_last = step == config.steps
+        row: dict[str, object] = {"step": step}
+        clock = _Clock()
+        with clock.phase("sampling"):
+            sampler = student.save_weights_and_get_sampling_client()
+            groups = rollout(
+                sampler,
+                list(islice(problems, config.prompts_per_step)),
+                renderer=renderer,
+                task=task,
+                group_size=config.group_size,
+                max_tokens=config.max_tokens,
+                temperature=config.temperature,
+                seed=derive_seed(config.seed, step),
+            )
+        row |= rollout_figures(groups)
+        _check_truncation(groups, config)
+        if not is_last:
+            with clock.phase("advantages"):
+                values = advantages(groups)
+            with clock.phase("training"):
+                row |= advantage_figures(values) | _update(student, groups, values, config)
+        row["seconds"] = dict(clock.seconds)
+        row["tokens_per_second"] = _completion_tokens(groups) / sum(clock.seconds.values())
+        if teacher is not None and (step % config.kl_every == 0 or is_last):
+            row |= kl_figures(groups, teacher.score(groups))
+        if step % config.evaluate_every == 0 or is_last:
+            row |= evaluation_figures(
+                evaluate(sampler, held_out, renderer=renderer, task=task, max_tokens=config.max_tokens)
+            )
+        record(row)
+        rows.append(row)
+    return rows
+
+
+def evaluation_figures(evaluation: Evaluation) -> Row:
+    """Accuracy and its 95% interval, as every recipe records them."""
+    return {"accuracy": evaluation.accuracy, "accuracy_interval": list(evaluation.interval)}
+
+
+def submit_update(
+    student: TrainingClient, data: list[Datum], loss_fn: str, learning_rate: float
+) -> tuple[ForwardBackwardOutput, OptimStepResponse]:
+    """One gradient and one Adam step on it."""
+    # Both requests go out before either is awaited, so the server can run them back to back.
+    update = student.forward_backward(data, loss_fn)
+    stepped = student.optim_step(AdamParams(learning_rate=learning_rate))
+    return update.result(), stepped.result()
+
+
+def _update(
+    student: TrainingClient, groups: Sequence[Group], advantages: list[list[Floats]], config: TrainConfig
+) -> Row:
+    trajectories = [t for group in groups for t in group.trajectories]
+    flat = [values for of_group in advantages for values in of_group]
+    data = [
+        policy_datum(t.prompt_tokens, t.completion_tokens, t.logprobs, values)
+        for t, values in zip(trajectories, flat, strict=True)
+    ]
+    output, stepped = submit_update(student, data, "importance_sampling", config.learning_rate)
+    trainer_logprobs = [
+        completion_part(fields["logprobs"].to_numpy(), len(t.prompt_tokens))
+        for fields, t in zip(output.loss_fn_outputs, trajectories, strict=True)
+    ]
+    return {
+        "loss": output.metrics["loss:sum"],
+        **agreement_figures(groups, trainer_logprobs),
+        **{f"optimizer_{name}": value for name, value in (stepped.metrics or {}).items()},
+    }
+
+
+def _completion_tokens(groups: Sequence[Group]) -> int:
+    return sum(len(t.completion_tokens) for group in groups for t in group.trajectories)
+
+
+def _check_truncation(groups: Sequence[Group], config: TrainConfig) -> None:
+    cut = [t.truncated for group in groups for t in group.trajectories]
+    fraction = sum(cut) / len(cut)
+    if fraction > config.max_truncated_fraction:
+        raise TooManyTruncated(
+            f"{fraction:.0%} of this step's completions were cut at max_tokens={config.max_tokens}, "
+            f"more than max_truncated_fraction={config.max_truncated_fraction:.0%}. "
+            "Raise one of the two, or check that the prompt's layout lets the model end its turn."
+        )
+
+
+class _Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - started

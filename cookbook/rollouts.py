@@ -1,0 +1,146 @@
+"""Rollouts: problems in, graded groups of trajectories out.
+
+A *trajectory* is one completion with the logprobs it was sampled at; a *group* is the
+trajectories of one prompt. Knows nothing about advantages or training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from tinkerlite import SamplingClient
+from tinkerlite.types import ModelInput, SampledSequence, SamplingParams
+
+from cookbook.datums import Floats
+from cookbook.renderers import Message, Renderer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Something to ask, and the answer that counts as right."""
+
+    messages: tuple[Message, ...]
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grade:
+    """How good a reply is."""
+
+    reward: float
+    """What RL maximises."""
+    correct: bool
+    """What evaluation counts."""
+
+
+class Task(Protocol):
+    """Problems with a split, and a grader."""
+
+    @property
+    def name(self) -> str:
+        """Short name, for tables and files."""
+        ...
+
+    def training_problems(self, seed: int) -> Iterator[Problem]:
+        """An endless stream, the same for the same seed, that never meets the held-out problems."""
+        ...
+
+    def held_out(self, count: int) -> list[Problem]:
+        """The first `count` held-out problems, always the same."""
+        ...
+
+    def grade(self, problem: Problem, reply: str) -> Grade:
+        """Grade the text of a reply."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trajectory:
+    """One completion, as it was sampled."""
+
+    prompt_tokens: list[int]
+    completion_tokens: list[int]
+    """Ends with the stop token unless it was truncated."""
+    logprobs: Floats
+    """(T,) log p_student of each completion token when sampled, untempered, in nats."""
+    truncated: bool
+    """Cut at the token limit. Its tokens are scored and trained like any others."""
+    reply: str
+    grade: Grade
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Group:
+    """The trajectories of one problem."""
+
+    problem: Problem
+    trajectories: tuple[Trajectory, ...]
+
+
+def rollout(
+    sampler: SamplingClient,
+    problems: Sequence[Problem],
+    *,
+    renderer: Renderer,
+    task: Task,
+    group_size: int,
+    max_tokens: int,
+    temperature: float = 1.0,
+    seed: int | None = None,
+) -> list[Group]:
+    """Sample `group_size` completions of each problem and grade them, in the problems' order.
+
+    With a seed the same weights give the same rollouts; without one they are fresh.
+    """
+    prompts = [renderer.generation_prompt(problem.messages) for problem in problems]
+    # Every prompt goes out before any reply is awaited, so the server samples them in one batch.
+    pending = [
+        sampler.sample(
+            ModelInput.from_ints(prompt),
+            num_samples=group_size,
+            sampling_params=SamplingParams(
+                max_tokens=max_tokens,
+                temperature=temperature,
+                stop=renderer.stop_tokens,
+                seed=None if seed is None else derive_seed(seed, index),
+            ),
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+    return [
+        Group(
+            problem=problem,
+            trajectories=tuple(
+                _trajectory(prompt, sequence, problem, renderer, task)
+                for sequence in response.result().sequences
+            ),
+        )
+        for problem, prompt, response in zip(problems, prompts, pending, strict=True)
+    ]
+
+
+def derive_seed(*parts: int) -> int:
+    """One 31-bit seed from several numbers; different parts give unrelated seeds."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0] >> 1)
+
+
+def _trajectory(
+    prompt: list[int], sequence: SampledSequence, problem: Problem, renderer: Renderer, task: Task
+) -> Trajectory:
+    if sequence.logprobs_np is None:
+        raise ValueError(
+            "the backend sampled without logprobs, and every policy loss needs them; "
+            "use a backend that returns the logprobs of sampled tokens"
+        )
+    reply = renderer.parse(sequence.tokens).text
+    return Trajectory(
+        prompt_tokens=prompt,
+        completion_tokens=sequence.tokens,
+        logprobs=sequence.logprobs_np,
+        truncated=sequence.stop_reason == "length",
+        reply=reply,
+        grade=task.grade(problem, reply),
+    )

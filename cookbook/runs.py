@@ -1,0 +1,197 @@
+"""Runs: what a recipe needs around its one call. Flags, connection, student, teacher, files, table.
+
+Knows nothing about how any of it trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+from tinkerlite import APIConnectionError, SamplingClient, ServiceClient, TrainingClient
+
+from cookbook.command_line import parse
+from cookbook.loop import Record, TrainConfig
+from cookbook.metrics import MetricsFile, Row
+from cookbook.renderers import RENDERERS, Renderer
+from cookbook.rollouts import Task
+from cookbook.supervised import SupervisedConfig
+from cookbook.table import ON_POLICY_COLUMNS, SUPERVISED_COLUMNS, Column, StepTable
+from cookbook.tasks import TASKS, with_partial_credit
+from cookbook.teachers import Teacher
+
+Choice = TypeVar("Choice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What is trained, and where."""
+
+    base_url: str = "http://127.0.0.1:8000"
+    """Server that trains and samples; local://MODEL runs one in this process."""
+    model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    """Base model, by the server's name for it."""
+    start_from: str = ""
+    """Saved training weights (tinker://...) to start from; a fresh adapter if not given."""
+    rank: int = 32
+    """Rank of a fresh LoRA adapter."""
+    task: str = "sums"
+    """One of number-words, largest, sums, sort-letters."""
+    renderer: str = "chatml"
+    """Layout of prompts: chatml (no system line), or template (the model's own)."""
+    out: str = ""
+    """Folder for metrics.jsonl; runs/RECIPE if not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSetup:
+    """What the student is compared with."""
+
+    teacher: str = ""
+    """Saved sampler weights (tinker://...) or a base model; the student's own base if not given."""
+    teacher_renderer: str = ""
+    """Layout of the prompts that the teacher reads; the student's if not given."""
+    partial_credit: bool = True
+    """Reward near misses, so that RL can start where nothing is exactly right yet."""
+
+
+@dataclass(frozen=True)
+class SupervisedRun:
+    """An opened run: everything that the supervised loop takes."""
+
+    config: SupervisedConfig
+    student: TrainingClient
+    task: Task
+    renderer: Renderer
+    record: Record
+
+
+@dataclass(frozen=True)
+class OnPolicyRun:
+    """An opened run: everything that the on-policy loop takes."""
+
+    config: TrainConfig
+    student: TrainingClient
+    task: Task
+    renderer: Renderer
+    teacher: Teacher
+    record: Record
+
+
+@contextmanager
+def open_supervised_run(
+    file: str, description: str | None, config: SupervisedConfig, argv: Sequence[str] | None
+) -> Iterator[SupervisedRun]:
+    """Read the flags, connect, and save the student's weights when the block ends well.
+
+    Args:
+        file: the recipe's `__file__`; names the run.
+        description: the recipe's docstring, for `--help`.
+        config: the recipe's values; flags replace them.
+        argv: None reads the process's own arguments.
+    """
+    name = Path(file).stem
+    setup, config = parse(f"python -m cookbook.{name}", description, [Setup(), config], argv)
+    with connect(setup.base_url) as service:
+        student = _open_student(service, setup, config.seed)
+        renderer = choose("renderer", setup.renderer, RENDERERS)(student.get_tokenizer())
+        task = choose("task", setup.task, TASKS)
+        with recorder(name, _folder(setup, name), SUPERVISED_COLUMNS) as record:
+            yield SupervisedRun(config, student, task, renderer, record)
+        _save(student, name)
+
+
+@contextmanager
+def open_on_policy_run(
+    file: str, description: str | None, config: TrainConfig, argv: Sequence[str] | None
+) -> Iterator[OnPolicyRun]:
+    """As `open_supervised_run`, with a teacher, whose prompt is printed beside the student's."""
+    name = Path(file).stem
+    setup, compared, config = parse(
+        f"python -m cookbook.{name}", description, [Setup(), TeacherSetup(), config], argv
+    )
+    with connect(setup.base_url) as service:
+        student = _open_student(service, setup, config.seed)
+        tokenizer = student.get_tokenizer()
+        renderer = choose("renderer", setup.renderer, RENDERERS)(tokenizer)
+        task = choose("task", setup.task, TASKS)
+        sampler = open_sampler(service, compared.teacher or setup.model)
+        own = compared.teacher_renderer
+        teacher = Teacher(sampler, tokenizer, choose("renderer", own, RENDERERS)(tokenizer) if own else None)
+        _print_prompts(teacher, renderer, task)
+        with recorder(name, _folder(setup, name), ON_POLICY_COLUMNS) as record:
+            graded = with_partial_credit(task) if compared.partial_credit else task
+            yield OnPolicyRun(config, student, graded, renderer, teacher, record)
+        _save(student, name)
+
+
+@contextmanager
+def connect(base_url: str) -> Iterator[ServiceClient]:
+    """A session on a server, closed at the end of the block; exits with advice if none answers."""
+    try:
+        service = ServiceClient(base_url=base_url)
+    except APIConnectionError as error:
+        raise SystemExit(
+            f"No server answers at {base_url}: {error}\n"
+            "Start one with `tinkerlite serve --model NAME`, or pass --base-url."
+        ) from error
+    with service:
+        yield service
+
+
+@contextmanager
+def recorder(
+    name: str, folder: Path, columns: Sequence[Column], console: Console | None = None
+) -> Iterator[Record]:
+    """Rows go to `metrics.jsonl` in the folder, tagged with the run's name, and to a table on screen."""
+    with MetricsFile(folder / "metrics.jsonl") as metrics, StepTable(name, columns, console) as table:
+
+        def record(row: Row) -> None:
+            metrics.write({"run": name, **row})
+            table.add(row)
+
+        yield record
+
+
+def open_sampler(service: ServiceClient, name: str) -> SamplingClient:
+    """A sampling client for saved sampler weights (tinker://...) or for a base model."""
+    if name.startswith("tinker://"):
+        return service.create_sampling_client(model_path=name)
+    return service.create_sampling_client(base_model=name)
+
+
+def choose(kind: str, name: str, options: Mapping[str, Choice]) -> Choice:
+    """Look a name up; an unknown one exits with those that exist."""
+    if name not in options:
+        raise SystemExit(f"unknown {kind} {name!r}; choose one of {', '.join(options)}")
+    return options[name]
+
+
+def _folder(setup: Setup, name: str) -> Path:
+    return Path(setup.out or f"runs/{name}")
+
+
+def _open_student(service: ServiceClient, setup: Setup, seed: int) -> TrainingClient:
+    if setup.start_from:
+        return service.create_training_client_from_state(setup.start_from)
+    return service.create_lora_training_client(setup.model, rank=setup.rank, seed=seed)
+
+
+def _print_prompts(teacher: Teacher, renderer: Renderer, task: Task) -> None:
+    """A teacher that reads another layout than it was trained on grades the layout: let people see both."""
+    problem = task.held_out(1)[0]
+    student_prompt = renderer.generation_prompt(problem.messages)
+    print(f"student reads  {renderer.text(student_prompt)!r}")
+    print(f"teacher reads  {renderer.text(teacher.prompt(problem, student_prompt))!r}")
+
+
+def _save(student: TrainingClient, name: str) -> None:
+    """Save for going on (`--start-from`) and for sampling (`--teacher`), and say where."""
+    state = student.save_state(name)
+    sampler = student.save_weights_for_sampler(name)
+    print(f"to train on    --start-from {state.result().path}")
+    print(f"as a teacher   --teacher {sampler.result().path}")

@@ -1,0 +1,83 @@
+"""The supervised loop: learn the tasks' own answers, token by token.
+
+Not on-policy: the tokens come from the task and not from the student. It shares rendering, datums
+and evaluation with `loop`, and nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from itertools import islice
+
+from tinkerlite import TrainingClient
+
+from cookbook.datums import supervised_datum
+from cookbook.evaluation import evaluate
+from cookbook.loop import Record, evaluation_figures, submit_update
+from cookbook.metrics import Row
+from cookbook.renderers import Message, Renderer
+from cookbook.rollouts import Problem, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedConfig:
+    """A supervised run, besides its task."""
+
+    steps: int = 15
+    """Updates. Step k in the metrics is the student after k of them."""
+    batch_size: int = 32
+    """Examples in an update."""
+    learning_rate: float = 1e-3
+    """Of Adam at the first step; it falls linearly and would reach 0 one step after the last."""
+    evaluate_every: int = 5
+    """Steps between evaluations on held-out problems; the first and the last step always count."""
+    held_out: int = 200
+    """Problems in an evaluation."""
+    max_tokens: int = 16
+    """Longest completion in an evaluation, in tokens."""
+    seed: int = 0
+    """Of problems and the adapter's start."""
+
+
+def train_supervised(
+    config: SupervisedConfig, student: TrainingClient, task: Task, *, renderer: Renderer, record: Record
+) -> list[Row]:
+    """Train the student on the task's answers; returns the rows it recorded, steps + 1 of them."""
+    problems = task.training_problems(config.seed)
+    held_out = task.held_out(config.held_out)
+    rows: list[Row] = []
+    for step in range(config.steps + 1):
+        is_last = step == config.steps
+        row: dict[str, object] = {"step": step}
+        if step % config.evaluate_every == 0 or is_last:
+            sampler = student.save_weights_and_get_sampling_client()
+            row |= evaluation_figures(
+                evaluate(sampler, held_out, renderer=renderer, task=task, max_tokens=config.max_tokens)
+            )
+        if not is_last:
+            batch = list(islice(problems, config.batch_size))
+            row |= _update(student, batch, renderer, config.learning_rate * (1 - step / config.steps))
+        record(row)
+        rows.append(row)
+    return rows
+
+
+def _update(student: TrainingClient, batch: list[Problem], renderer: Renderer, learning_rate: float) -> Row:
+    started = time.monotonic()
+    examples = [renderer.training_example(with_answer(problem)) for problem in batch]
+    output, stepped = submit_update(
+        student, [supervised_datum(example) for example in examples], "cross_entropy", learning_rate
+    )
+    trained = sum(float(example.mask[1:].sum()) for example in examples)
+    return {
+        "loss_per_token": output.metrics["loss:sum"] / trained,
+        "learning_rate": learning_rate,
+        "tokens_per_second": sum(len(e.tokens) for e in examples) / (time.monotonic() - started),
+        **{f"optimizer_{name}": value for name, value in (stepped.metrics or {}).items()},
+    }
+
+
+def with_answer(problem: Problem) -> list[Message]:
+    """The conversation in which the assistant gives the right answer."""
+    return [*problem.messages, Message(role="assistant", content=problem.answer)]

@@ -1,0 +1,108 @@
+"""Tables of steps: live in a terminal, plain lines anywhere else.
+
+Knows what rows look like, and nothing about how they came about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from cookbook.metrics import Row
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading, and how to show a row under it."""
+
+    title: str
+    show: Callable[[Row], str]
+    width: int
+
+
+def number(key: str, digits: int) -> Callable[[Row], str]:
+    """Shows a number with fixed decimals; nothing where the row has none."""
+    return lambda row: "" if row.get(key) is None else f"{row[key]:.{digits}f}"
+
+
+def percent(key: str) -> Callable[[Row], str]:
+    """Shows a share as a percentage; nothing where the row has none."""
+    return lambda row: "" if row.get(key) is None else f"{row[key]:.0%}"
+
+
+def accuracy_text(row: Row) -> str:
+    """Accuracy with its 95% interval: "83.0% [77.2, 87.6]"; nothing where the row has none."""
+    if row.get("accuracy") is None:
+        return ""
+    low, high = row["accuracy_interval"]
+    return f"{row['accuracy']:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+ON_POLICY_COLUMNS = (
+    Column("step", lambda row: str(row["step"]), 4),
+    Column("reverse KL", number("reverse_kl", 3), 10),
+    Column("accuracy [95%]", accuracy_text, 20),
+    Column("reward", number("reward", 3), 6),
+    Column("cut", percent("truncated_fraction"), 5),
+    Column("tokens/s", number("tokens_per_second", 0), 8),
+)
+"""What an on-policy run shows. KL in nats per token; `cut` is the truncated share of the rollouts."""
+
+SUPERVISED_COLUMNS = (
+    Column("step", lambda row: str(row["step"]), 4),
+    Column("loss/token", number("loss_per_token", 3), 10),
+    Column("accuracy [95%]", accuracy_text, 20),
+    Column("tokens/s", number("tokens_per_second", 0), 8),
+)
+"""What a supervised run shows. Loss in nats per trained token."""
+
+
+class StepTable:
+    """A table that grows while a run goes on; use it as a context manager."""
+
+    def __init__(self, title: str, columns: Sequence[Column], console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        self._columns = columns
+        self._table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        for column in columns:
+            self._table.add_column(column.title, justify="right", min_width=column.width, no_wrap=True)
+        self._title = title
+        self._live: Live | None = None
+
+    def add(self, row: Row) -> None:
+        """Show one more step."""
+        cells = [column.show(row) for column in self._columns]
+        self._table.add_row(*cells)
+        if self._live is not None:
+            self._live.refresh()
+        else:
+            self._print_line(cells)
+
+    def _print_line(self, cells: Sequence[Any]) -> None:
+        padded = [
+            f"{cell:>{max(column.width, len(column.title))}}"
+            for column, cell in zip(self._columns, cells, strict=True)
+        ]
+        self._console.print("  ".join(padded), markup=False, soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live = Live(self._table, console=self._console, auto_refresh=False)
+            self._live.start(refresh=True)
+        else:
+            self._console.print(self._title, markup=False, soft_wrap=True)
+            self._print_line([column.title for column in self._columns])
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()

@@ -1,0 +1,156 @@
+"""Small verifiable tasks: problems made from a seed, answers checked exactly.
+
+The split is a property of the problem itself: a hash of what it asks decides, so no seed and no
+count can move a held-out problem into training. Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from itertools import islice
+from random import Random
+
+from cookbook.renderers import Message
+from cookbook.rollouts import Grade, Problem
+
+HELD_OUT_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its answer, and the key that decides its split (equal problems share a key)."""
+
+    text: str
+    answer: str
+    key: str
+
+
+RewardFn = Callable[[str, str], float]
+"""(answer, reply) to a reward between 0 and 1."""
+
+
+def exact_match(answer: str, reply: str) -> float:
+    """1 if the reply is the answer and nothing else, blanks around it aside; otherwise 0."""
+    return float(reply.strip() == answer)
+
+
+def partial_credit(answer: str, reply: str) -> float:
+    """1 for the answer alone; otherwise half of the similarity of the two texts.
+
+    Similarity is 2 M / (len(answer) + len(reply)) for M characters in common runs (Ratcliff and
+    Obershelp 1988), so a bare wrong number beats a sentence, and a nearly right one beats both.
+    It lets RL start from a model that is never exactly right.
+    """
+    if exact_match(answer, reply):
+        return 1.0
+    return 0.5 * SequenceMatcher(None, answer, reply.strip(), autojunk=False).ratio()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedTask:
+    """A task whose problems are drawn at random. Implements `rollouts.Task`."""
+
+    name: str
+    draw: Callable[[Random], Question]
+    """One question; must have several thousand different keys."""
+    reward: RewardFn = exact_match
+
+    def training_problems(self, seed: int) -> Iterator[Problem]:
+        """An endless stream without the held-out problems; repeats are possible."""
+        return self._problems(Random(f"{self.name} train {seed}"), held_out=False)
+
+    def held_out(self, count: int) -> list[Problem]:
+        """The first `count` held-out problems, all different, whatever the seed of training."""
+        distinct = _without_repeats(self._problems(Random(f"{self.name} held out"), held_out=True))
+        return list(islice(distinct, count))
+
+    def grade(self, problem: Problem, reply: str) -> Grade:
+        """Reward by the task's reward function; correct means an exact match."""
+        return Grade(
+            reward=self.reward(problem.answer, reply), correct=exact_match(problem.answer, reply) == 1.0
+        )
+
+    def _problems(self, random: Random, *, held_out: bool) -> Iterator[Problem]:
+        while True:
+            question = self.draw(random)
+            if is_held_out(question.key) == held_out:
+                message = Message(role="user", content=question.text)
+                yield Problem(messages=(message,), answer=question.answer)
+
+
+def with_partial_credit(task: GeneratedTask) -> GeneratedTask:
+    """The same problems, rewarded by `partial_credit`; what counts as correct stays exact."""
+    return replace(task, reward=partial_credit)
+
+
+def is_held_out(key: str) -> bool:
+    """Whether the problem with this key belongs to the held-out tenth."""
+    digest = hashlib.sha256(key.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64
+
+
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen nineteen"
+).split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+
+
+def number_in_words(number: int) -> str:
+    """English words for 0..9999: 4012 is "four thousand twelve"."""
+    if not 0 <= number <= 9999:
+        raise ValueError(f"only 0..9999 have words here, not {number}")
+    if number < 20:
+        return _ONES[number]
+    if number < 100:
+        tens, ones = divmod(number, 10)
+        return _TENS[tens - 2] + (f" {_ONES[ones]}" if ones else "")
+    scale, unit = (1000, "thousand") if number >= 1000 else (100, "hundred")
+    head, rest = divmod(number, scale)
+    return f"{_ONES[head]} {unit}" + (f" {number_in_words(rest)}" if rest else "")
+
+
+def _number_words(random: Random) -> Question:
+    number = random.randint(100, 9999)
+    return Question(f"In digits: {number_in_words(number)}", str(number), str(number))
+
+
+def _largest(random: Random) -> Question:
+    numbers = random.sample(range(10, 100), 4)
+    listed = " ".join(map(str, numbers))
+    return Question(f"Largest of {listed}", str(max(numbers)), str(sorted(numbers)))
+
+
+def _sums(random: Random) -> Question:
+    a, b = random.randint(10, 99), random.randint(10, 99)
+    return Question(f"{a} + {b} =", str(a + b), f"{min(a, b)}+{max(a, b)}")
+
+
+def _sort_letters(random: Random) -> Question:
+    letters = random.sample("abcdefghijklmnopqrstuvwxyz", 4)
+    ordered = " ".join(sorted(letters))
+    return Question(f"Sort: {' '.join(letters)}", ordered, ordered)
+
+
+TASKS: dict[str, GeneratedTask] = {
+    task.name: task
+    for task in (
+        GeneratedTask(name="number-words", draw=_number_words),
+        GeneratedTask(name="largest", draw=_largest),
+        GeneratedTask(name="sums", draw=_sums),
+        GeneratedTask(name="sort-letters", draw=_sort_letters),
+    )
+}
+"""Tasks by the names that recipes' `--task` takes."""
+
+
+def _without_repeats(problems: Iterator[Problem]) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for problem in problems:
+        text = problem.messages[-1]["content"]
+        if text not in seen:
+            seen.add(text)
+            yield problem

@@ -1,0 +1,98 @@
+"""LocalEngine: trainer and sampler in this process, over one pool of base models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tinkerlite.types import AdamParams
+from tinkerlite_server.engine.model_pool import ModelPool
+from tinkerlite_server.engine.protocols import (
+    AdapterConfig,
+    EngineLimits,
+    ModelInfo,
+    SampleResult,
+    SampleWork,
+    TrainBatch,
+    TrainOutput,
+)
+from tinkerlite_server.engine.sampler import LocalSampler
+from tinkerlite_server.engine.trainer import LocalTrainer
+from tinkerlite_server.errors import ServerError
+
+
+class LocalEngine:
+    """Implements `Engine`. Sampler and trainer run the same modules on the same weights."""
+
+    def __init__(self, catalog: Mapping[str, ModelInfo], limits: EngineLimits) -> None:
+        self._pool = ModelPool(catalog, limits)
+        self._trainer = LocalTrainer(self._pool, limits)
+        self._sampler = LocalSampler(self._pool, limits)
+
+    @property
+    def catalog(self) -> Mapping[str, ModelInfo]:
+        """The base models on offer by name."""
+        return self._pool.catalog
+
+    # ---- Trainer ----
+
+    def create_run(self, model_id: str, base_model: str, adapter: AdapterConfig) -> None:
+        """See `Trainer.create_run`."""
+        self._trainer.create_run(model_id, base_model, adapter)
+
+    def drop_run(self, model_id: str) -> None:
+        """See `Trainer.drop_run`."""
+        self._trainer.drop_run(model_id)
+
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> list[TrainOutput | ServerError]:
+        """See `Trainer.forward_backward`."""
+        return self._trainer.forward_backward(batches)
+
+    def optim_step(self, model_id: str, params: AdamParams) -> dict[str, float]:
+        """See `Trainer.optim_step`."""
+        return self._trainer.optim_step(model_id, params)
+
+    def save_run(self, model_id: str, folder: Path, *, optimizer: bool) -> None:
+        """See `Trainer.save_run`."""
+        self._trainer.save_run(model_id, folder, optimizer=optimizer)
+
+    def load_run(self, model_id: str, base_model: str, folder: Path, *, optimizer: bool) -> AdapterConfig:
+        """See `Trainer.load_run`."""
+        return self._trainer.load_run(model_id, base_model, folder, optimizer=optimizer)
+
+    def snapshot(self, model_id: str, adapter_id: str) -> None:
+        """Handing weights to the sampler is a copy of the adapter, in memory."""
+        run = self._trainer.run(model_id)
+        copy = run.adapter.frozen_copy(self._pool.get(run.base_model).dtype)
+        self._sampler.add_adapter(adapter_id, run.base_model, copy)
+
+    # ---- Sampler ----
+
+    def load_adapter(self, adapter_id: str, base_model: str, folder: Path) -> None:
+        """See `Sampler.load_adapter`."""
+        self._sampler.load_adapter(adapter_id, base_model, folder)
+
+    def drop_adapter(self, adapter_id: str) -> None:
+        """See `Sampler.drop_adapter`."""
+        self._sampler.drop_adapter(adapter_id)
+
+    def has_adapter(self, adapter_id: str) -> bool:
+        """See `Sampler.has_adapter`."""
+        return self._sampler.has_adapter(adapter_id)
+
+    def submit(self, work: SampleWork) -> None:
+        """See `Sampler.submit`."""
+        self._sampler.submit(work)
+
+    def cancel(self, key: str) -> None:
+        """See `Sampler.cancel`."""
+        self._sampler.cancel(key)
+
+    def step(self) -> list[SampleResult]:
+        """See `Sampler.step`."""
+        return self._sampler.step()
+
+    @property
+    def has_work(self) -> bool:
+        """See `Sampler.has_work`."""
+        return self._sampler.has_work

@@ -1,0 +1,215 @@
+"""Logprobs of chosen tokens, from hidden rows, without a [rows, vocabulary] tensor of the batch.
+
+    log p(v | row) = z_v - logsumexp(z)      z = h W^T (+ the adapter's delta), in fp32
+
+The unembedding runs only on rows where something is asked for, a chunk of rows at a time;
+the backward pass recomputes each chunk's logits, and skips rows whose gradient is zero (given
+tokens, advantages of zero). Knows nothing about losses or sequences.
+
+Dimensions in names: R rows, M (row, target) pairs, V vocabulary, E hidden size, C rows of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinkerlite_server.engine.base_model import BaseModel
+from tinkerlite_server.engine.lora import AdapterRows
+
+
+def target_logprobs(
+    model: BaseModel,
+    hidden_RE: Tensor,
+    adapters: Sequence[AdapterRows],
+    pair_rows_M: Tensor,
+    pair_targets_M: Tensor,
+    chunk: int,
+) -> Tensor:
+    """log p of each pair's target at its row: (M,) fp32, nats, differentiable in rows and adapters.
+
+    Args:
+        hidden_RE: final hidden states of the rows in question.
+        adapters: which of *these* rows use which adapter (only their unembedding part matters).
+        pair_rows_M: indices into the rows; any order, rows may repeat or be absent.
+        chunk: most rows whose logits exist at once.
+    """
+    out_M = hidden_RE.new_empty(len(pair_rows_M), dtype=torch.float32)
+    head = model.head
+    pieces: list[Tensor] = []
+    places: list[Tensor] = []
+    # One adapter at a time: the head's low-rank factors are inputs of the autograd function.
+    for rows, a, b, scale in _by_adapter(hidden_RE, adapters):
+        if rows is None:
+            local_rows, selected, hidden = pair_rows_M, None, hidden_RE
+        else:
+            local = torch.full((hidden_RE.shape[0],), -1, dtype=torch.long, device=rows.device)
+            local[rows] = torch.arange(len(rows), device=rows.device)
+            selected = torch.nonzero(local[pair_rows_M] >= 0).squeeze(1)
+            local_rows, hidden = local[pair_rows_M[selected]], hidden_RE.index_select(0, rows)
+        targets = pair_targets_M if selected is None else pair_targets_M[selected]
+        logprobs: Tensor = _PairLogprobs.apply(  # type: ignore[no-untyped-call]
+            hidden, head.weight, head.bias, a, b, scale, local_rows, targets, chunk
+        )
+        if selected is None:
+            return logprobs
+        pieces.append(logprobs)
+        places.append(selected)
+    return out_M.index_copy(0, torch.cat(places), torch.cat(pieces))
+
+
+def topk_logprobs(
+    model: BaseModel, hidden_RE: Tensor, adapters: Sequence[AdapterRows], k: int, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """The k likeliest tokens of each row, likeliest first: ids (R, k) and logprobs (R, k), fp32."""
+    ids: list[Tensor] = []
+    logprobs: list[Tensor] = []
+    for start in range(0, hidden_RE.shape[0], chunk):
+        end = min(start + chunk, hidden_RE.shape[0])
+        logits_CV = model.logits(hidden_RE[start:end], _slice_adapters(adapters, start, end))
+        top, top_ids = logits_CV.topk(k, dim=-1)
+        ids.append(top_ids)
+        logprobs.append(top - log_sum_exp(logits_CV)[:, None])
+    return torch.cat(ids), torch.cat(logprobs)
+
+
+def log_sum_exp(logits_CV: Tensor) -> Tensor:
+    """(C,) logsumexp of fp32 rows. Several times faster on a CPU than torch.logsumexp, and as exact."""
+    top_C = logits_CV.amax(dim=-1)
+    # softmax at the maximum is 1 / sum(exp(z - max)): its kernel is vectorised where exp + sum is not fused.
+    peak_C = F.softmax(logits_CV, dim=-1).amax(dim=-1)
+    return top_C - peak_C.log()
+
+
+def _slice_adapters(adapters: Sequence[AdapterRows], start: int, end: int) -> list[AdapterRows]:
+    sliced: list[AdapterRows] = []
+    for assigned in adapters:
+        if assigned.rows is None:
+            sliced.append(assigned)
+        else:
+            inside = assigned.rows[(assigned.rows >= start) & (assigned.rows < end)] - start
+            if len(inside):
+                sliced.append(AdapterRows(assigned.adapter, None if len(inside) == end - start else inside))
+    return sliced
+
+
+def _by_adapter(
+    hidden_RE: Tensor, adapters: Sequence[AdapterRows]
+) -> list[tuple[Tensor | None, Tensor | None, Tensor | None, float]]:
+    """Rows (None: all), A, B and scale of the head's adapter, for every distinct head in use."""
+    parts: list[tuple[Tensor | None, Tensor | None, Tensor | None, float]] = []
+    bare = torch.ones(hidden_RE.shape[0], dtype=torch.bool, device=hidden_RE.device)
+    for assigned in adapters:
+        pair = assigned.adapter.pairs.get("lm_head")
+        if pair is not None:
+            if assigned.rows is None:
+                return [(None, pair.a, pair.b, assigned.adapter.scale)]
+            bare[assigned.rows] = False
+            parts.append((assigned.rows, pair.a, pair.b, assigned.adapter.scale))
+    if not parts:
+        return [(None, None, None, 0.0)]
+    rest = torch.nonzero(bare).squeeze(1)
+    return parts if not len(rest) else [*parts, (rest, None, None, 0.0)]
+
+
+class _PairLogprobs(torch.autograd.Function):
+    """Chunked log-softmax gather whose backward recomputes the logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_RE: Tensor,
+        weight_VE: Tensor,
+        bias_V: Tensor | None,
+        a: Tensor | None,
+        b: Tensor | None,
+        scale: float,
+        rows_M: Tensor,
+        targets_M: Tensor,
+        chunk: int,
+    ) -> Tensor:
+        order_M = torch.argsort(rows_M, stable=True)
+        used_U, row_of_pair_M = torch.unique_consecutive(rows_M[order_M], return_inverse=True)
+        sorted_targets_M = targets_M[order_M]
+        bounds = torch.searchsorted(
+            row_of_pair_M, torch.arange(0, len(used_U) + chunk, chunk, device=used_U.device)
+        )
+        logprobs_M = torch.empty(len(rows_M), dtype=torch.float32, device=hidden_RE.device)
+        lse_U = torch.empty(len(used_U), dtype=torch.float32, device=hidden_RE.device)
+        for number, start in enumerate(range(0, len(used_U), chunk)):
+            rows_C = used_U[start : start + chunk]
+            logits_CV, _ = _logits(hidden_RE[rows_C], weight_VE, bias_V, a, b, scale)
+            lse_U[start : start + len(rows_C)] = log_sum_exp(logits_CV)
+            pairs = slice(int(bounds[number]), int(bounds[number + 1]))
+            local = row_of_pair_M[pairs] - start
+            logprobs_M[order_M[pairs]] = (
+                logits_CV[local, sorted_targets_M[pairs]] - lse_U[row_of_pair_M[pairs]]
+            )
+        ctx.save_for_backward(
+            hidden_RE, weight_VE, bias_V, a, b, order_M, used_U, row_of_pair_M, sorted_targets_M, lse_U
+        )
+        ctx.scale, ctx.chunk = scale, chunk
+        return logprobs_M
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """d logits = onehot(target) * g - softmax * sum(g), a chunk of rows at a time."""
+        hidden_RE, weight_VE, bias_V, a, b, order_M, used_U, row_of_pair_M, targets_M, lse_U = (
+            ctx.saved_tensors
+        )
+        grad_M = grads[0].float()[order_M]
+        grad_hidden_RE = torch.zeros_like(hidden_RE)
+        grad_a = None if a is None else torch.zeros_like(a)
+        grad_b = None if b is None else torch.zeros_like(b)
+        total_U = torch.zeros_like(lse_U).index_add_(0, row_of_pair_M, grad_M)
+        live_M = grad_M != 0
+        live_U = torch.zeros(len(used_U), dtype=torch.bool, device=used_U.device)
+        live_U[row_of_pair_M[live_M]] = True
+        rows_L = torch.nonzero(live_U).squeeze(1)
+        position_U = torch.cumsum(live_U, 0) - 1
+        pair_row_P = position_U[row_of_pair_M[live_M]]
+        pair_target_P, pair_grad_P = targets_M[live_M], grad_M[live_M]
+        for start in range(0, len(rows_L), ctx.chunk):
+            rows_C = rows_L[start : start + ctx.chunk]
+            hidden_CE = hidden_RE[used_U[rows_C]]
+            logits_CV, low_CK = _logits(hidden_CE, weight_VE, bias_V, a, b, ctx.scale)
+            grad_CV = logits_CV.sub_(lse_U[rows_C, None]).exp_().mul_(-total_U[rows_C, None])
+            inside = (pair_row_P >= start) & (pair_row_P < start + len(rows_C))
+            grad_CV.index_put_(
+                (pair_row_P[inside] - start, pair_target_P[inside]), pair_grad_P[inside], accumulate=True
+            )
+            grad_CV = grad_CV.to(hidden_RE.dtype)
+            grad_CE = grad_CV @ weight_VE
+            if (
+                a is not None
+                and b is not None
+                and low_CK is not None
+                and grad_a is not None
+                and grad_b is not None
+            ):
+                grad_low_CK = (grad_CV @ b.to(grad_CV.dtype)) * ctx.scale
+                grad_CE = grad_CE + grad_low_CK @ a.to(grad_CV.dtype)
+                grad_a += (grad_low_CK.T @ hidden_CE).to(grad_a.dtype)
+                grad_b += (grad_CV.T @ low_CK).to(grad_b.dtype)
+            grad_hidden_RE[used_U[rows_C]] = grad_CE
+        return grad_hidden_RE, None, None, grad_a, grad_b, None, None, None, None
+
+
+def _logits(
+    hidden_CE: Tensor,
+    weight_VE: Tensor,
+    bias_V: Tensor | None,
+    a: Tensor | None,
+    b: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor | None]:
+    """fp32 logits (C, V), and the scaled low-rank activations (C, rank) if there is an adapter."""
+    logits_CV = F.linear(hidden_CE, weight_VE, bias_V)
+    if a is None or b is None:
+        return logits_CV.float(), None
+    low_CK = F.linear(hidden_CE, a.to(hidden_CE.dtype)) * scale
+    return (logits_CV + F.linear(low_CK, b.to(hidden_CE.dtype))).float(), low_CK

@@ -1,0 +1,276 @@
+"""LocalTrainer: gradients and optimizer steps of many LoRA runs.
+
+A request's examples are packed into passes (streams.py), several runs' together; each pass
+goes forward, its losses are summed, and one backward adds to every run's gradients. A request
+either adds all of its gradients or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinkerlite.types import AdamParams
+from tinkerlite_server.engine.adapter_files import (
+    read_adapter,
+    read_optimizer,
+    write_adapter,
+    write_optimizer,
+)
+from tinkerlite_server.engine.base_model import BaseModel
+from tinkerlite_server.engine.logprobs import target_logprobs
+from tinkerlite_server.engine.lora import Adapter, LoraPair, select_targets
+from tinkerlite_server.engine.losses import LOSSES
+from tinkerlite_server.engine.model_pool import ModelPool
+from tinkerlite_server.engine.optimizer import AdamW
+from tinkerlite_server.engine.passes import cut_passes
+from tinkerlite_server.engine.protocols import (
+    AdapterConfig,
+    EngineLimits,
+    Example,
+    Floats,
+    TrainBatch,
+    TrainOutput,
+)
+from tinkerlite_server.engine.streams import PackedStream
+from tinkerlite_server.errors import BadRequest, EngineFailure, ServerError, UnknownName
+
+
+@dataclass(eq=False)
+class Run:
+    """A training run in memory: adapter, accumulated gradients (in `.grad`), optimizer state."""
+
+    base_model: str
+    adapter: Adapter
+    optimizer: AdamW
+
+
+@dataclass(eq=False)
+class _Job:
+    """One example on its way: which batch and place it came from, and what came of it."""
+
+    batch: int
+    place: int
+    example: Example
+    run: Run
+    logprobs: Floats = field(default_factory=lambda: np.empty(0, np.float32))
+    elementwise_loss: Floats = field(default_factory=lambda: np.empty(0, np.float32))
+
+
+class LocalTrainer:
+    """Implements `Trainer` on this machine."""
+
+    def __init__(self, pool: ModelPool, limits: EngineLimits) -> None:
+        self._pool = pool
+        self._limits = limits
+        self._runs: dict[str, Run] = {}
+
+    # ---- runs ----
+
+    def create_run(self, model_id: str, base_model: str, adapter: AdapterConfig) -> None:
+        """A fresh adapter and fresh optimizer state."""
+        fresh = Adapter.fresh(adapter, self._pool.get(base_model).bank.targets)
+        self._runs[model_id] = Run(base_model, fresh, AdamW(fresh))
+
+    def drop_run(self, model_id: str) -> None:
+        """Free a run; unknown ids are ignored."""
+        self._runs.pop(model_id, None)
+
+    def run(self, model_id: str) -> Run:
+        """The run of this id.
+
+        Raises:
+            UnknownName: it was never created here, or its session ended.
+        """
+        try:
+            return self._runs[model_id]
+        except KeyError:
+            raise UnknownName(
+                f"training run {model_id!r} is not in memory: it was unloaded or its session ended. "
+                "Save checkpoints with save_state(), and go on with create_training_client_from_state()."
+            ) from None
+
+    # ---- gradients ----
+
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> list[TrainOutput | ServerError]:
+        """Run the batches in merged passes; if that fails, one by one, so that each fails for itself."""
+        try:
+            return list(self._run_merged(batches))
+        except (ServerError, RuntimeError, MemoryError) as error:
+            if len(batches) > 1:
+                return [self.forward_backward([batch])[0] for batch in batches]
+            if isinstance(error, ServerError):
+                return [error]
+            return [EngineFailure(f"forward_backward of {batches[0].model_id!r} failed: {error}")]
+
+    def _run_merged(self, batches: Sequence[TrainBatch]) -> list[TrainOutput]:
+        runs = [self.run(batch.model_id) for batch in batches]
+        jobs = [
+            _Job(number, place, example, runs[number])
+            for number, batch in enumerate(batches)
+            for place, example in enumerate(batch.examples)
+        ]
+        learning = [run for run, batch in zip(runs, batches, strict=True) if not batch.forward_only]
+        model = self._pool.get(runs[0].base_model)
+        with _Accumulation(learning):
+            sequences = [job.example.tokens for job in jobs]
+            adapters = [job.run.adapter for job in jobs]
+            for members in cut_passes(sequences, adapters, self._limits.max_pass_tokens):
+                self._run_pass(model, batches, [jobs[i] for i in members])
+        return [self._output(jobs, number) for number in range(len(batches))]
+
+    def _run_pass(self, model: BaseModel, batches: Sequence[TrainBatch], jobs: Sequence[_Job]) -> None:
+        learns = any(not batches[job.batch].forward_only for job in jobs)
+        with torch.set_grad_enabled(learns):
+            logprobs = self._target_logprobs(model, jobs)
+            total: Tensor | None = None
+            for job, lp in zip(jobs, logprobs, strict=True):
+                batch = batches[job.batch]
+                inputs = {
+                    name: torch.from_numpy(value).to(lp.device) for name, value in job.example.inputs.items()
+                }
+                loss = LOSSES[batch.loss_fn](lp, inputs, batch.loss_config)
+                job.logprobs = lp.detach().cpu().numpy()
+                job.elementwise_loss = loss.detach().cpu().numpy()
+                _check_finite(job, batch)
+                if not batch.forward_only:
+                    total = loss.sum() if total is None else total + loss.sum()
+        if total is not None:
+            total.backward()
+
+    def _target_logprobs(self, model: BaseModel, jobs: Sequence[_Job]) -> list[Tensor]:
+        """log p of every job's targets, each shaped like them.
+
+        Rows and (row, target) pairs that several examples share are computed once.
+        """
+        stream = PackedStream(
+            [job.example.tokens for job in jobs], [job.run.adapter for job in jobs], self._pool.device
+        )
+        rows, targets = [], []
+        for job, stream_rows in zip(jobs, stream.rows, strict=True):
+            shape = job.example.target_tokens.shape
+            spread = stream_rows if len(shape) == 1 else np.broadcast_to(stream_rows[:, None], shape)
+            rows.append(spread.reshape(-1))
+            targets.append(job.example.target_tokens.reshape(-1))
+        vocab = model.info.vocab_size
+        pairs, back = np.unique(np.concatenate(rows) * vocab + np.concatenate(targets), return_inverse=True)
+        lp_M = target_logprobs(
+            model,
+            model.hidden(stream),
+            stream.adapters,
+            torch.from_numpy(pairs // vocab).to(self._pool.device),
+            torch.from_numpy(pairs % vocab).to(self._pool.device),
+            self._limits.head_chunk,
+        )
+        flat = lp_M[torch.from_numpy(back).to(self._pool.device)]
+        pieces = flat.split([len(part) for part in rows])
+        return [piece.view(job.example.target_tokens.shape) for piece, job in zip(pieces, jobs, strict=True)]
+
+    def _output(self, jobs: Sequence[_Job], batch: int) -> TrainOutput:
+        mine = sorted((job for job in jobs if job.batch == batch), key=lambda job: job.place)
+        total = float(sum(job.elementwise_loss.sum(dtype=np.float64) for job in mine))
+        tokens = sum(len(job.example.tokens) for job in mine)
+        return TrainOutput(
+            logprobs=[job.logprobs for job in mine],
+            elementwise_loss=[job.elementwise_loss for job in mine],
+            metrics={"loss:sum": total, "tokens:sum": float(tokens)},
+        )
+
+    # ---- steps and files ----
+
+    def optim_step(self, model_id: str, params: AdamParams) -> dict[str, float]:
+        """AdamW on the accumulated gradients, then zero them."""
+        return self.run(model_id).optimizer.step(params)
+
+    def save_run(self, model_id: str, folder: Path, *, optimizer: bool) -> None:
+        """Write the adapter in PEFT layout and, if asked, the optimizer's moments and step."""
+        run = self.run(model_id)
+        tensors = {path: (pair.a.detach(), pair.b.detach()) for path, pair in run.adapter.pairs.items()}
+        write_adapter(folder, tensors, run.adapter.config, run.base_model)
+        if optimizer:
+            write_optimizer(folder, *run.optimizer.state())
+
+    def load_run(self, model_id: str, base_model: str, folder: Path, *, optimizer: bool) -> AdapterConfig:
+        """Create the run from a folder that `save_run` wrote."""
+        adapter = load_adapter_file(self._pool.get(base_model), folder, trainable=True)
+        run = Run(base_model, adapter, AdamW(adapter))
+        if optimizer:
+            run.optimizer.load_state(*read_optimizer(folder))
+        self._runs[model_id] = run
+        return adapter.config
+
+
+def load_adapter_file(model: BaseModel, folder: Path, *, trainable: bool) -> Adapter:
+    """The adapter in a folder, checked against the base model's targets.
+
+    Raises:
+        BadRequest: it adapts modules that this base model lacks, or of other sizes.
+    """
+    tensors, config = read_adapter(folder)
+    expected = {
+        path: (m.in_features, m.out_features)
+        for path, m in select_targets(model.bank.targets, config).items()
+    }
+    found = {path: (a.shape[1], b.shape[0]) for path, (a, b) in tensors.items()}
+    if found != expected:
+        odd = sorted(set(found.items()) ^ set(expected.items()))[:3]
+        raise BadRequest(
+            f"the adapter in {folder.name!r} does not fit base model {model.info.name!r}: "
+            f"{len(found)} modules there, {len(expected)} expected, first differences {odd}"
+        )
+    dtype = torch.float32 if trainable else model.dtype
+    # In the targets' order, not the file's: the order decides how the gradient norm is summed, and
+    # a resumed run must step exactly as the first one would have.
+    pairs = {path: _placed(tensors[path], model.device, dtype, trainable) for path in expected}
+    return Adapter(config, pairs)
+
+
+def _placed(
+    factors: tuple[Tensor, Tensor], device: torch.device, dtype: torch.dtype, trainable: bool
+) -> LoraPair:
+    # Copied: factors on a file's own alignment would round differently in the last bit.
+    a, b = (factor.to(device, dtype, copy=True).requires_grad_(trainable) for factor in factors)
+    return LoraPair(a, b)
+
+
+class _Accumulation:
+    """All or nothing: gradients made inside are added to those before, or dropped if it fails."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._parameters = [tensor for run in runs for _, tensor in run.adapter.parameters()]
+        self._before: list[Tensor | None] = []
+
+    def __enter__(self) -> None:
+        self._before = [tensor.grad for tensor in self._parameters]
+        for tensor in self._parameters:
+            tensor.grad = None
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        for tensor, before in zip(self._parameters, self._before, strict=True):
+            if kind is not None:
+                tensor.grad = before
+            elif before is not None:
+                tensor.grad = before if tensor.grad is None else before.add_(tensor.grad)
+
+
+def _check_finite(job: _Job, batch: TrainBatch) -> None:
+    """Refuse infinities and NaN before they reach the gradients.
+
+    Raises:
+        BadRequest: naming datum, position and the inputs there.
+    """
+    for name, values in (("logprob", job.logprobs), ("loss", job.elementwise_loss)):
+        if np.isfinite(values).all():
+            continue
+        place = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+        given = ", ".join(f"{key} {value[place]:.4g}" for key, value in job.example.inputs.items())
+        raise BadRequest(
+            f"{batch.loss_fn}: the {name} of datum {job.place} at position {place[0]} is {values[place]} "
+            f"({given}, trainer's logprob {job.logprobs[place]:.4g}). No gradient of this request was kept; "
+            "check its logprobs and advantages, or lower the learning rate."
+        )

@@ -1,0 +1,256 @@
+"""Futures: accepted requests, and the results that callers come back for.
+
+A request is pending, then settled (done or failed), and at last gone: results are kept for
+minutes after they were first fetched, since a dropped connection makes a client ask again.
+Waiters are woken; nothing here polls. Any thread may settle, any event loop may wait.
+
+Knows neither HTTP nor what the results mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tinkerlite_server.errors import BadRequest, Gone, UnknownName
+
+Category = Literal["user", "server", "unknown"]
+Content = Literal["json", "sample", "forward_backward"]
+
+_REMEMBERED_GONE = 100_000
+
+
+@dataclass(frozen=True)
+class Done:
+    """A result: JSON, or the protobuf message that `content` names."""
+
+    body: bytes
+    content: Content = "json"
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why there is no result, and whether the caller ("user") can mend it."""
+
+    message: str
+    category: Category
+
+
+Outcome = Done | Failed
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """The receipt of `FutureTable.open`."""
+
+    request_id: str
+    is_new: bool
+    """False for a request that was sent again: it is under way or done already."""
+
+
+@dataclass(eq=False)
+class _Entry:
+    owner: str
+    key: Hashable | None
+    outcome: Outcome | None = None
+    settled_at: float = 0.0
+    first_fetched_at: float | None = None
+    waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = field(default_factory=lambda: [])
+
+    @property
+    def size_bytes(self) -> int:
+        if self.outcome is None:
+            return 0
+        return len(self.outcome.body) if isinstance(self.outcome, Done) else len(self.outcome.message)
+
+
+class FutureTable:
+    """Every request this process accepted, until its result is gone.
+
+    Args:
+        result_seconds: a result stays this long after it was first fetched.
+        unfetched_seconds: a result that nobody fetches stays this long.
+        max_result_bytes: results kept at once; the oldest go first, fetched ones before others.
+        clock: seconds, rising.
+    """
+
+    def __init__(
+        self,
+        *,
+        result_seconds: float,
+        unfetched_seconds: float,
+        max_result_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._result_seconds = result_seconds
+        self._unfetched_seconds = unfetched_seconds
+        self._max_result_bytes = max_result_bytes
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._entries: dict[str, _Entry] = {}
+        self._by_key: dict[Hashable, tuple[str, bytes]] = {}
+        # Settled entries in the order in which they may go.
+        self._unfetched: OrderedDict[str, _Entry] = OrderedDict()
+        self._fetched: OrderedDict[str, _Entry] = OrderedDict()
+        self._gone: OrderedDict[str, str] = OrderedDict()
+        self._bytes = 0
+        self._closing = False
+
+    # ---- submitting ----
+
+    def open(self, owner: str, key: Hashable | None = None, fingerprint: bytes = b"") -> Ticket:
+        """A new pending request, or the one that this request repeats.
+
+        Args:
+            key: names the request for retries, such as (model id, seq_id); None: it has no repeats.
+            fingerprint: digest of its content.
+
+        Raises:
+            BadRequest: the key was used before, with other content.
+        """
+        with self._lock:
+            if key is not None and key in self._by_key:
+                request_id, known = self._by_key[key]
+                if known != fingerprint:
+                    raise BadRequest(
+                        f"{key!r} was sent before with other content (request {request_id}). "
+                        "A number may be sent again only to repeat the same request; count on from the last."
+                    )
+                return Ticket(request_id, is_new=False)
+            request_id = f"req-{secrets.token_hex(16)}"
+            self._entries[request_id] = _Entry(owner, key)
+            if key is not None:
+                self._by_key[key] = (request_id, fingerprint)
+            return Ticket(request_id, is_new=True)
+
+    def discard(self, request_id: str) -> None:
+        """Forget a request that was opened but not accepted."""
+        with self._lock:
+            self._remove(request_id)
+
+    # ---- settling ----
+
+    def settle(self, request_id: str, outcome: Outcome) -> None:
+        """Record the result and wake whoever waits for it. The first outcome stands."""
+        with self._lock:
+            entry = self._entries.get(request_id)
+            if entry is None or entry.outcome is not None:
+                return
+            entry.outcome = outcome
+            entry.settled_at = self._clock()
+            self._unfetched[request_id] = entry
+            self._bytes += entry.size_bytes
+            self._evict_over_budget(keep=request_id)
+            waiters, entry.waiters = entry.waiters, []
+        _wake(waiters)
+
+    # ---- fetching ----
+
+    async def wait(self, request_id: str, owner: str, seconds: float) -> Outcome | None:
+        """The outcome, as soon as there is one; None if there is none after `seconds`.
+
+        Raises:
+            UnknownName: no such request, or not this owner's.
+            Gone: it was kept long enough.
+        """
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            entry = self._entry(request_id, owner)
+            if entry.outcome is not None:
+                return self._fetch(request_id, entry)
+            if self._closing:
+                return None
+            waiter: asyncio.Future[None] = loop.create_future()
+            entry.waiters.append((loop, waiter))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(waiter, seconds)
+        with self._lock:
+            if (loop, waiter) in entry.waiters:
+                entry.waiters.remove((loop, waiter))
+            return None if entry.outcome is None else self._fetch(request_id, entry)
+
+    def _entry(self, request_id: str, owner: str) -> _Entry:
+        entry = self._entries.get(request_id)
+        if entry is not None and entry.owner == owner:
+            return entry
+        if self._gone.get(request_id) == owner:
+            raise Gone(
+                f"the result of request {request_id} was kept for {self._result_seconds:.0f} s after it was "
+                "first fetched, and is gone"
+            )
+        raise UnknownName(f"there is no request {request_id!r} for this API key; was the server restarted?")
+
+    def _fetch(self, request_id: str, entry: _Entry) -> Outcome | None:
+        if entry.first_fetched_at is None and self._unfetched.pop(request_id, None) is not None:
+            entry.first_fetched_at = self._clock()
+            self._fetched[request_id] = entry
+        return entry.outcome
+
+    def owns(self, request_id: str, owner: str) -> bool:
+        """Whether this is a live request of this owner."""
+        with self._lock:
+            entry = self._entries.get(request_id)
+            return entry is not None and entry.owner == owner
+
+    def close(self) -> None:
+        """Send every waiter away empty-handed, now and from now on: the server is stopping."""
+        with self._lock:
+            self._closing = True
+            waiters = [waiter for entry in self._entries.values() for waiter in entry.waiters]
+        _wake(waiters)
+
+    # ---- forgetting ----
+
+    def sweep(self) -> None:
+        """Let go of results that were kept long enough."""
+        now = self._clock()
+        with self._lock:
+            for request_id, entry in list(self._fetched.items()):
+                if entry.first_fetched_at is None or now - entry.first_fetched_at < self._result_seconds:
+                    break
+                self._remove(request_id, remember=True)
+            for request_id, entry in list(self._unfetched.items()):
+                if now - entry.settled_at < self._unfetched_seconds:
+                    break
+                self._remove(request_id, remember=True)
+
+    def _evict_over_budget(self, keep: str) -> None:
+        for results in (self._fetched, self._unfetched):
+            while self._bytes > self._max_result_bytes and results:
+                oldest = next(iter(results))
+                if oldest == keep:
+                    return
+                self._remove(oldest, remember=True)
+
+    def _remove(self, request_id: str, *, remember: bool = False) -> None:
+        entry = self._entries.pop(request_id, None)
+        if entry is None:
+            return
+        self._bytes -= entry.size_bytes
+        self._fetched.pop(request_id, None)
+        self._unfetched.pop(request_id, None)
+        if entry.key is not None:
+            self._by_key.pop(entry.key, None)
+        if remember:
+            self._gone[request_id] = entry.owner
+            while len(self._gone) > _REMEMBERED_GONE:
+                self._gone.popitem(last=False)
+
+
+def _wake(waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]) -> None:
+    for loop, waiter in waiters:
+        # A loop that has closed has nobody left to tell.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_finish, waiter)
+
+
+def _finish(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -1,0 +1,119 @@
+"""Operations: what a training run is asked to do, in the order of its `seq_id`s.
+
+Plain data without behaviour, so that a journal can keep them and an executor can be tested
+without a queue. Nothing here knows HTTP or torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tinkerlite.types import AdamParams
+from tinkerlite_server.engine.protocols import AdapterConfig, SampleWork, TrainBatch
+
+SavedKind = Literal["weights", "sampler_weights"]
+"""The middle segment of a checkpoint's path: a training checkpoint, or weights to sample from."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Operation:
+    """Something one training run is asked to do."""
+
+    request_id: str
+    model_id: str
+    seq_id: int
+    """From 1. What makes the run has 0; -1 means that the caller gave none, and takes the next number."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CreateRun(Operation):
+    """Make the run, from a fresh adapter."""
+
+    base_model: str
+    adapter: AdapterConfig
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LoadRun(Operation):
+    """Make the run from a checkpoint (seq_id 0), or replace its weights by those of one."""
+
+    base_model: str
+    path: str
+    checkpoint_id: str
+    optimizer: bool
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ForwardBackward(Operation):
+    """Add the gradients of a batch, or (`batch.forward_only`) only look at it."""
+
+    batch: TrainBatch
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OptimStep(Operation):
+    """Step on the accumulated gradients, then zero them."""
+
+    params: AdamParams
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Save(Operation):
+    """Write a checkpoint under a name."""
+
+    kind: SavedKind
+    name: str
+    ttl_seconds: int | None = None
+    overwrite: bool = False
+    user_metadata: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Snapshot(Operation):
+    """Hand a copy of the weights to the sampler, under a sampling session of its own."""
+
+    sampling_session_id: str
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class UnloadRun(Operation):
+    """Free the run."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sample:
+    """A sample request: no order, no run; `work.key` is its request id."""
+
+    owner: str
+    work: SampleWork
+    adapter_folder: Path | None
+    """Where the adapter is read from if the sampler does not hold it; None for a snapshot or the base model."""
+    prompt_logprobs_last_n: int | None = None
+    """Positions before the last n are blanked in the answer."""
+
+    @property
+    def request_id(self) -> str:
+        """The future that waits for it."""
+        return self.work.key
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Refusal:
+    """A request that was turned down although it had a number: later ones must not wait for it."""
+
+    model_id: str
+    seq_id: int
+    reason: str
+    loses_gradients: bool
+    """Whether gradients are now missing that the caller may believe are there."""
+
+
+@dataclass(frozen=True, eq=False)
+class LostGradients:
+    """Why a run's accumulated gradients are not all they should be."""
+
+    reason: str
+    category: Literal["user", "server", "unknown"] = field(default="user")

@@ -1,0 +1,95 @@
+"""APIFuture: work that was asked for and will be done; wait for it by calling or by awaiting.
+
+Knows nothing about what the work is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Generator
+from concurrent.futures import Future
+from typing import Any, Generic, TypeVar
+
+from tinkerlite.loop import background_loop
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class APIFuture(Generic[T_co]):
+    """A result to come. The work goes on whether or not anyone waits.
+
+        output = training.forward_backward(data, "cross_entropy").result()
+        output = await training.forward_backward(data, "cross_entropy")
+
+    Both may be repeated, in any thread and in any event loop. To stop waiting (a timeout,
+    Ctrl-C, a cancelled task) does not stop the work.
+    """
+
+    def __init__(self, future: Future[T_co], label: str) -> None:
+        self._future = future
+        self._label = label
+        self._started = time.monotonic()
+
+    def result(self, timeout: float | None = None) -> T_co:
+        """Block until the result is there, for at most `timeout` seconds.
+
+        Raises:
+            TimeoutError: not there yet; calling again waits longer.
+            TinkerError: the work failed; see `tinkerlite.errors`.
+        """
+        if not self._future.done() and background_loop().is_current_thread:
+            raise RuntimeError(
+                f"{self._label}: .result() in a callback of another future would wait for itself; "
+                "await it, or wait in a thread of your own"
+            )
+        try:
+            return self._future.result(timeout)
+        except TimeoutError:
+            if self._future.done():  # the work itself failed with a timeout
+                raise
+            raise self._not_yet(timeout) from None
+
+    def __await__(self) -> Generator[Any, None, T_co]:
+        return self.result_async().__await__()
+
+    async def result_async(self, timeout: float | None = None) -> T_co:
+        """`await` with a timeout; errors as for `result`."""
+        # Shielded, so that cancelling the waiter cannot reach the work.
+        waiter = asyncio.shield(asyncio.wrap_future(self._future))
+        if timeout is None:
+            return await waiter
+        done, _ = await asyncio.wait([waiter], timeout=timeout)
+        if not done:
+            waiter.cancel()
+            raise self._not_yet(timeout)
+        return waiter.result()
+
+    async def coroutine(self) -> T_co:
+        """The same as a coroutine, for functions that insist on one (`asyncio.create_task`)."""
+        return await self
+
+    def future(self) -> Future[T_co]:
+        """The standard future underneath, for `concurrent.futures.wait` and `as_completed`."""
+        return self._future
+
+    def done(self) -> bool:
+        """Whether waiting would return at once."""
+        return self._future.done()
+
+    def _not_yet(self, timeout: float | None) -> TimeoutError:
+        return TimeoutError(f"{self._label}: no result within {timeout} s; it is still being worked on")
+
+    def __repr__(self) -> str:
+        if not self._future.done():
+            return f"<APIFuture {self._label}: pending for {time.monotonic() - self._started:.1f} s>"
+        if (error := self._future.exception()) is not None:
+            return f"<APIFuture {self._label}: failed, {type(error).__name__}: {error}>"
+        return f"<APIFuture {self._label}: {self._future.result()!r}>"
+
+    def _repr_html_(self) -> str | None:
+        """A notebook shows a finished result as the result would show itself."""
+        if not self._future.done() or self._future.exception() is not None:
+            return None
+        show = getattr(self._future.result(), "_repr_html_", None)
+        return None if show is None else show()

@@ -1,0 +1,90 @@
+"""What the user hears while waiting: one line after 10 s, and again each time the wait has doubled.
+
+Counts requests by kind; knows nothing about how they are sent. Silenced by TINKERLITE_NO_PROGRESS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+
+
+@dataclass(eq=False)
+class Waiting:
+    """One request that has no result yet, and what the server last said about its queue."""
+
+    kind: str
+    since: float = field(default_factory=time.monotonic)
+    queue_state: str = "unknown"
+    queue_reason: str | None = None
+
+    @property
+    def queue(self) -> str:
+        """The queue state, with the server's reason for it."""
+        return f"{self.queue_state} ({self.queue_reason})" if self.queue_reason else self.queue_state
+
+
+class ProgressClock:
+    """When a training run or a sampler last finished something."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def touch(self) -> None:
+        """Something finished now."""
+        self._last = time.monotonic()
+
+    def idle_seconds(self, waiting: Waiting) -> float:
+        """For how long neither this request nor any of its siblings has moved."""
+        return time.monotonic() - max(self._last, waiting.since)
+
+
+class WaitingBoard:
+    """All that one connection waits for. Lives on the background loop."""
+
+    def __init__(self, after_seconds: float) -> None:
+        self._after_seconds = after_seconds
+        self._next_seconds = after_seconds
+        self._waiting: set[Waiting] = set()
+        self._ticker: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def watch(self, kind: str) -> Generator[Waiting]:
+        """Put a request on the board for as long as the block lasts."""
+        waiting = Waiting(kind)
+        self._waiting.add(waiting)
+        if self._ticker is None and not os.environ.get("TINKERLITE_NO_PROGRESS"):
+            self._ticker = asyncio.get_running_loop().create_task(self._tick())
+        try:
+            yield waiting
+        finally:
+            self._waiting.discard(waiting)
+
+    async def _tick(self) -> None:
+        try:
+            while self._waiting:
+                await asyncio.sleep(self._after_seconds / 10)
+                oldest = min((each.since for each in self._waiting), default=time.monotonic())
+                seconds = time.monotonic() - oldest
+                if seconds < self._after_seconds:
+                    self._next_seconds = self._after_seconds
+                elif seconds >= self._next_seconds:
+                    self._next_seconds = 2 * seconds
+                    self._say(seconds)
+        finally:
+            self._ticker = None
+
+    def _say(self, seconds: float) -> None:
+        kinds = Counter(each.kind for each in self._waiting)
+        listed = ", ".join(kind if count == 1 else f"{count} x {kind}" for kind, count in kinds.items())
+        queues = ", ".join(sorted({each.queue for each in self._waiting}))
+        # Not a live display: the user may have one, and logs and notebooks want lines.
+        console = Console(stderr=True, highlight=False)
+        console.print(f"[dim]tinkerlite: waiting for {listed}, {seconds:.0f} s so far; queue: {queues}[/dim]")

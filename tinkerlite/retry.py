@@ -1,0 +1,78 @@
+"""Which failures are worth repeating, when, and for how long.
+
+Everything sent through here is safe to send twice: the protocol recognises an operation by its
+`seq_id`, and a request for a result by its id.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_before_delay,
+)
+
+from tinkerlite.errors import APIConnectionError, APIStatusError
+
+T = TypeVar("T")
+
+MAX_BACKOFF_SECONDS = 30.0
+_NEVER_BETTER = 501
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether repeating the same request may succeed: no answer, 408, 429 or 5xx."""
+    if isinstance(error, APIStatusError):
+        status = error.status_code
+        return status in (408, 429) or (status >= 500 and status != _NEVER_BETTER)
+    return isinstance(error, APIConnectionError)
+
+
+def backoff_seconds(attempt: int, first_seconds: float, error: BaseException | None) -> float:
+    """The wait after the `attempt`-th failure (from 1): the server's Retry-After, else 1, 2, 4 ... 30."""
+    if isinstance(error, APIStatusError) and error.retry_after_seconds is not None:
+        return error.retry_after_seconds
+    return min(first_seconds * 2.0 ** min(attempt - 1, 30), MAX_BACKOFF_SECONDS)
+
+
+async def resend(send: Callable[[], Awaitable[T]], *, first_seconds: float, budget_seconds: float) -> T:
+    """Call `send` until it succeeds, fails for good, or another wait would pass the budget.
+
+    Raises:
+        APIError: the last failure, with a note on how often it was tried.
+    """
+
+    def wait(state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        return backoff_seconds(state.attempt_number, first_seconds, error)
+
+    started = time.monotonic()
+    attempts = 0
+    try:
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception(is_transient),
+            wait=wait,
+            stop=stop_before_delay(budget_seconds),
+            reraise=True,
+        ):
+            attempts += 1
+            with attempt:
+                return await send()
+    except APIConnectionError as error:
+        error.add_note(_effort(attempts, started, budget_seconds))
+        raise
+    except APIStatusError as error:
+        if is_transient(error):
+            error.add_note(_effort(attempts, started, budget_seconds))
+        raise
+    raise AssertionError("tenacity either returns or raises")
+
+
+def _effort(attempts: int, started: float, budget_seconds: float) -> str:
+    waited = time.monotonic() - started
+    return f"Tried {attempts} times in {waited:.1f} s; the client gives up after {budget_seconds:g} s."

@@ -1,0 +1,235 @@
+"""One HTTP exchange: send, receive, and turn whatever went wrong into an error of ours.
+
+Knows httpx, headers and statuses. Does not retry, and knows nothing of futures or sessions.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import time
+import weakref
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from importlib.metadata import version
+from typing import Any, TypeVar, cast
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from tinkerlite.config import ClientConfig, Endpoint
+from tinkerlite.errors import (
+    APIConnectionError,
+    APIResponseValidationError,
+    APIStatusError,
+    APITimeoutError,
+    AuthenticationError,
+    BadRequestError,
+    BillingError,
+    ClientClosedError,
+    ConflictError,
+    InternalServerError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    ResultGoneError,
+    UnprocessableEntityError,
+)
+from tinkerlite.local import local_servers
+from tinkerlite.loop import BackgroundLoop
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+_STATUS_ERRORS: dict[int, type[APIStatusError]] = {
+    400: BadRequestError,
+    401: AuthenticationError,
+    402: BillingError,
+    403: PermissionDeniedError,
+    404: NotFoundError,
+    409: ConflictError,
+    410: ResultGoneError,
+    422: UnprocessableEntityError,
+    429: RateLimitError,
+}
+_SHOWN_CHARACTERS = 2000
+
+
+class Transport:
+    """An httpx client for one endpoint. Open it, and use it, on the background loop."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        config: ClientConfig,
+        loop: BackgroundLoop,
+        http: httpx.AsyncClient,
+        resources: AsyncExitStack,
+    ) -> None:
+        self._endpoint = endpoint
+        self._config = config
+        self._http = http
+        self._close = weakref.finalize(self, loop.close_soon, resources.aclose)
+
+    @classmethod
+    async def open(cls, endpoint: Endpoint, config: ClientConfig, loop: BackgroundLoop) -> Transport:
+        """Connect to nothing yet, but start the server if it is to run in this process."""
+        resources = AsyncExitStack()
+        options: dict[str, Any]
+        if endpoint.local_models:
+            app = await resources.enter_async_context(local_servers.lease(endpoint.local_models))
+            options = {"transport": httpx.ASGITransport(app, raise_app_exceptions=False)}
+        else:
+            # No proxy stands between two processes on one machine, whatever the environment
+            # says; and certificates take a while to load that plain http never asks for.
+            options = {
+                "trust_env": not endpoint.is_loopback,
+                "verify": endpoint.base_url.startswith("https"),
+            }
+        http = httpx.AsyncClient(
+            base_url=endpoint.base_url,
+            headers={
+                "X-API-Key": endpoint.api_key,
+                "User-Agent": f"tinkerlite/{version('tinkerlite')}",
+                "Accept": "application/json",
+            },
+            timeout=config.request_timeout_seconds,
+            # Every long poll holds a connection, so what is in flight bounds their number. Idle ones
+            # are dropped before common servers drop them (after 5 s).
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=3.0),
+            **options,
+        )
+        await resources.enter_async_context(http)
+        return cls(endpoint, config, loop, http, resources)
+
+    def close(self) -> None:
+        """Close the connections, soon. Collecting the transport, or exiting, does the same."""
+        self._close()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: object = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str | int] | None = None,
+        timeout_seconds: float | None = None,
+    ) -> httpx.Response:
+        """One request to `/api/v1/{path}`; the answer, if its status says success.
+
+        Raises:
+            APIConnectionError, APITimeoutError: no answer.
+            APIStatusError: any other status; the class is that of `tinkerlite.errors`.
+        """
+        if not self._close.alive:
+            raise ClientClosedError(f"{method} {path}: this client is closed; make a new ServiceClient")
+        seconds = timeout_seconds or self._config.request_timeout_seconds
+        url = f"{self._endpoint.base_url}/api/v1/{path}"
+        try:
+            response = await self._http.request(
+                method,
+                f"/api/v1/{path}",
+                json=json,
+                content=content,
+                headers=headers,
+                params=params,
+                timeout=httpx.Timeout(seconds, connect=self._config.connect_timeout_seconds),
+            )
+        except httpx.TimeoutException as error:
+            raise APITimeoutError(
+                f"{method} {url}: no answer within {seconds:g} s ({type(error).__name__})", method=method, url=url
+            ) from error
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            reason = str(error) or type(error).__name__
+            raise APIConnectionError(f"{method} {url}: {reason}", method=method, url=url) from error
+        if not response.is_success:
+            raise _status_error(response, method, url)
+        return response
+
+
+def read_json(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object in an answer.
+
+    Raises:
+        APIResponseValidationError: it is something else.
+    """
+    try:
+        body: object = response.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise _unexpected(response, f"expected a JSON object, got {response.text[:200]!r}")
+    return cast(dict[str, Any], body)
+
+
+def read_model(response: httpx.Response, kind: type[ModelT]) -> ModelT:
+    """The answer as one of the protocol's types.
+
+    Raises:
+        APIResponseValidationError: a required field is missing or of the wrong type.
+    """
+    body = read_json(response)
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()
+        )
+        raise _unexpected(response, f"not a {kind.__name__}: {problems}") from error
+
+
+def _unexpected(response: httpx.Response, problem: str) -> APIResponseValidationError:
+    method, url = response.request.method, str(response.request.url)
+    return APIResponseValidationError(f"{method} {url}: {problem}", method=method, url=url)
+
+
+def _status_error(response: httpx.Response, method: str, url: str) -> APIStatusError:
+    status = response.status_code
+    try:
+        body: object = response.json()
+    except ValueError:
+        body = response.text
+    detail = _detail(body)[:_SHOWN_CHARACTERS] or response.reason_phrase
+    if response.is_redirect:
+        detail = f"the server moved to {response.headers.get('location')}; use that as base_url"
+    kind = InternalServerError if status >= 500 else _STATUS_ERRORS.get(status, APIStatusError)
+    error = kind(
+        f"{method} {url}: {status}: {detail}", status_code=status, body=body, method=method, url=url
+    )
+    error.retry_after_seconds = _retry_after(response.headers)
+    if status == 401:
+        error.add_note("The key comes from api_key=..., TINKERLITE_API_KEY or TINKER_API_KEY.")
+    return error
+
+
+def _detail(body: object) -> str:
+    """What the server has to say, out of the shapes in which servers say it."""
+    if isinstance(body, str):
+        return body.strip()
+    if isinstance(body, list):
+        return "; ".join(_detail(item) for item in cast(list[object], body))
+    if not isinstance(body, dict):
+        return "" if body is None else str(body)
+    fields = cast(dict[str, object], body)
+    if "loc" in fields and "msg" in fields:  # FastAPI's own validation errors
+        location = cast(list[object], fields["loc"])
+        return f"{'.'.join(map(str, location))}: {fields['msg']}"
+    for name in ("detail", "error", "message"):
+        if name in fields:
+            return _detail(fields[name])
+    return str(fields)
+
+
+def _retry_after(headers: httpx.Headers) -> float | None:
+    """Retry-After in seconds: given in milliseconds, in seconds, or as a date."""
+    try:
+        if "retry-after-ms" in headers:
+            return max(0.0, float(headers["retry-after-ms"]) / 1000)
+        value = headers.get("retry-after")
+        if value is None:
+            return None
+        if value.strip().replace(".", "", 1).isdigit():
+            return float(value)
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None
