@@ -31,7 +31,7 @@ class ClientConfig:
     """For the answer to an ordinary request."""
     poll_timeout_seconds: float = 45.0
     """For the answer to one long poll; servers hold those for 20 to 30 s."""
-    startup_timeout_seconds: float = 10.0
+    startup_timeout_seconds: float = 5.0
     """For the first contact: a server that was never there is given up sooner than a lost one."""
     reconnect_timeout_seconds: float = 300.0
     """How long a server may be away, or refuse with 429 or 5xx, before that is an error."""

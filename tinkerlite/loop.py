@@ -65,6 +65,13 @@ class BackgroundLoop:
             raise
         return future
 
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop and block until it is done."""
+        if self.is_current_thread:
+            coroutine.close()
+            raise TinkerError("a blocking call in a future's callback would wait for itself; use a thread")
+        return self.submit(coroutine).result()
+
     def close_soon(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a clean-up on the loop, not waiting for it; safe in finalizers, on any thread."""
 

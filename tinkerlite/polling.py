@@ -1,16 +1,16 @@
 """Waiting for one result: `retrieve_future` until the server has it.
 
-The server holds each poll until there is news; what it answers decides (protocol, "Futures").
-Knows nothing about what was asked for: a `ResultType` reads the result.
+The server holds each poll until there is news; what it answers decides. Knows nothing about what
+was asked for: a `ResultType` reads the result.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast, get_args
+from typing import Any, Generic, TypeVar, cast
 
 import httpx
 
@@ -23,7 +23,6 @@ from tinkerlite.errors import (
     NotFoundError,
     RequestErrorCategory,
     RequestFailedError,
-    ResultGoneError,
     StuckRequestError,
 )
 from tinkerlite.progress import ProgressClock, Waiting
@@ -33,10 +32,12 @@ from tinkerlite.wire import PROTOBUF_CONTENT_TYPE
 
 T = TypeVar("T")
 
-QUICK_SECONDS = 1.0
-"""A "still pending" that comes sooner than this was not held: the next poll then waits a little."""
-_FIRST_PAUSE_SECONDS = 0.05
-_LAST_PAUSE_SECONDS = 1.0
+HELD_SECONDS = 1.0
+"""A "still pending" that comes sooner was not held by the server, and the client paces itself."""
+FIRST_PAUSE_SECONDS = 0.05
+LAST_PAUSE_SECONDS = 1.0
+
+_CATEGORIES: dict[object, RequestErrorCategory] = {"user": "user", "server": "server"}
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,6 @@ class ResultType(Generic[T]):
     name: str
     from_json: Callable[[dict[str, Any]], T]
     from_protobuf: Callable[[bytes], T] | None = None
-
-
-class _Pending(Exception):  # noqa: N818 - an answer, not an error
-    """The server has no result yet."""
 
 
 async def await_result(
@@ -62,46 +59,133 @@ async def await_result(
 ) -> T:
     """The result of an accepted request.
 
+    `clock` is shared by all requests of one training run or sampler: a long queue is no reason
+    to give up as long as it moves.
+
     Raises:
         RequestFailedError: the server ran it, and it failed.
         StuckRequestError: neither it nor its siblings moved for `stuck_timeout_seconds`.
         ResultGoneError: the server no longer has the result.
-        APIError: the server is lost, or refuses to say.
+        APIError: the server is lost, or its answer is not the protocol's.
     """
-    pause = _FIRST_PAUSE_SECONDS
-    failures = 0
-    lost_since: float | None = None
+    pace = _Pace(config)
     while True:
-        asked = time.monotonic()
+        pace.ask()
         try:
-            response = await _poll(transport, config, request_id)
-            result = _read(response, request_id, result_type, waiting)
-            clock.touch()
-            return result
-        except _Pending:
-            failures, lost_since = 0, None
-            was_held = time.monotonic() - asked >= QUICK_SECONDS
-            pause = _FIRST_PAUSE_SECONDS if was_held else min(2 * pause, _LAST_PAUSE_SECONDS)
-            wait = pause
+            response = await _poll(transport, config, request_id, waiting)
         except (APIConnectionError, APIStatusError) as error:
             if not is_transient(error):
-                raise _explained(error, request_id, result_type.name) from error.__cause__
-            if isinstance(error, APIStatusError) and error.status_code == 408:
-                wait = pause
-                continue
-            failures += 1
-            lost_since = lost_since or asked
-            wait = backoff_seconds(failures, config.first_backoff_seconds, error)
-            if time.monotonic() + wait - lost_since > config.reconnect_timeout_seconds:
-                error.add_note(
-                    f"The result of {result_type.name} (request {request_id}) could not be fetched for "
-                    f"{config.reconnect_timeout_seconds:g} s (ClientConfig.reconnect_timeout_seconds)."
-                )
+                if isinstance(error, NotFoundError):
+                    error.add_note("The server does not know this request; it may have been restarted.")
                 raise
+            pause = pace.after_failure(error, f"{result_type.name} (request {request_id})")
+        else:
+            if response is not None:
+                clock.touch()
+                return _read(response, request_id, result_type)
+            pause = pace.after_pending()
         idle = clock.idle_seconds(waiting)
         if idle > config.stuck_timeout_seconds:
             raise StuckRequestError(
                 f"{result_type.name} (request {request_id}): no progress for {idle:.0f} s; the queue is "
                 f"{waiting.queue}. If the server is merely slow, raise ClientConfig.stuck_timeout_seconds."
             )
-        await asyncio.sleep(wait)
+        await asyncio.sleep(pause)
+
+
+class _Pace:
+    """How long to wait between two polls."""
+
+    def __init__(self, config: ClientConfig) -> None:
+        self._config = config
+        self._asked = 0.0
+        self._pause = FIRST_PAUSE_SECONDS
+        self._failures = 0
+        self._lost_since = 0.0
+
+    def ask(self) -> None:
+        self._asked = time.monotonic()
+
+    def after_pending(self) -> float:
+        """Nothing after a poll that was held; after quick answers more and more, up to a second."""
+        self._failures = 0
+        if time.monotonic() - self._asked >= HELD_SECONDS:
+            self._pause = FIRST_PAUSE_SECONDS
+            return 0.0
+        pause, self._pause = self._pause, min(2 * self._pause, LAST_PAUSE_SECONDS)
+        return pause
+
+    def after_failure(self, error: APIConnectionError | APIStatusError, what: str) -> float:
+        """As `backoff_seconds`; raises the error once the server has been lost for too long."""
+        if self._failures == 0:
+            self._lost_since = self._asked
+        self._failures += 1
+        pause = backoff_seconds(self._failures, self._config.first_backoff_seconds, error)
+        budget = self._config.reconnect_timeout_seconds
+        if time.monotonic() + pause - self._lost_since > budget:
+            error.add_note(
+                f"{what}: its result could not be fetched in {self._failures} attempts; the client gives "
+                f"up after {budget:g} s (ClientConfig.reconnect_timeout_seconds)."
+            )
+            raise error
+        return pause
+
+
+async def _poll(
+    transport: Transport, config: ClientConfig, request_id: str, waiting: Waiting
+) -> httpx.Response | None:
+    """One long poll: the answer that holds the result, or None while there is none."""
+    for _ in range(2):
+        try:
+            response = await transport.request(
+                "POST",
+                "retrieve_future",
+                json={"request_id": request_id, "allow_metadata_only": False},
+                headers={"Accept": f"{PROTOBUF_CONTENT_TYPE}, application/json"},
+                timeout_seconds=config.poll_timeout_seconds,
+            )
+        except APIStatusError as error:
+            if error.status_code != 408:
+                raise
+            _note_queue(waiting, error.body)
+            return None
+        if _is_protobuf(response):
+            return response
+        body = read_json(response)
+        if body.get("type") == "try_again":
+            _note_queue(waiting, body)
+            return None
+        # The size of a large result instead of the result, which we did not ask for: ask again.
+        if body.get("status") != "complete_metadata":
+            return response
+    raise APIResponseValidationError(f"request {request_id}: the server sends the result's size, never the result")
+
+
+def _read(response: httpx.Response, request_id: str, result_type: ResultType[T]) -> T:
+    try:
+        if _is_protobuf(response):
+            if result_type.from_protobuf is None:
+                raise APIResponseValidationError(f"{result_type.name}: an answer in protobuf, expected JSON")
+            return result_type.from_protobuf(response.content)
+        body = read_json(response)
+        if "error" in body:
+            category = _CATEGORIES.get(body.get("category"), "unknown")
+            message = f"{result_type.name} (request {request_id}) failed: {body['error']}"
+            raise RequestFailedError(message, request_id, category)
+        return result_type.from_json(body)
+    except (InvalidRequest, ValueError, KeyError, TypeError) as error:
+        raise APIResponseValidationError(
+            f"{result_type.name} (request {request_id}): the server's answer cannot be read: {error}"
+        ) from error
+
+
+def _is_protobuf(response: httpx.Response) -> bool:
+    return PROTOBUF_CONTENT_TYPE in response.headers.get("content-type", "")
+
+
+def _note_queue(waiting: Waiting, body: object) -> None:
+    if isinstance(body, Mapping):
+        fields = cast(Mapping[str, object], body)
+        waiting.queue_state = str(fields.get("queue_state") or "unknown")
+        reason = fields.get("queue_state_reason")
+        waiting.queue_reason = None if reason is None else str(reason)

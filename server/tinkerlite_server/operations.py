@@ -90,7 +90,7 @@ class Sample:
     owner: str
     work: SampleWork
     adapter_folder: Path | None
-    """Where the adapter is read from if the sampler does not hold it; None for a snapshot or the base model."""
+    """Where the adapter is read from if the sampler does not hold it; None: a snapshot, or no adapter."""
     prompt_logprobs_last_n: int | None = None
     """Positions before the last n are blanked in the answer."""
 

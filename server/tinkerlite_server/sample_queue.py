@@ -44,7 +44,9 @@ class SampleQueue:
         """
         size = sample.work.num_samples
         if self._size and self._size + size > self._limit:
-            raise Busy(f"{self._size} samples are queued, the limit is {self._limit}; send this one again later")
+            raise Busy(
+                f"{self._size} samples are queued, the limit is {self._limit}; send this one again later"
+            )
         base_model = sample.work.base_model
         line = self._lines.get((base_model, sample.owner))
         if line is None:

@@ -124,6 +124,9 @@ def write_tokenizer(file: Path, folder: Path) -> None:
     kind = stated.get("tokenizer.ggml.model")
     if kind != "gpt2":
         raise BadRequest(f"{file.name} has a {kind!r} tokenizer; only byte-level BPE ('gpt2') is supported")
+    for key in ("tokens", "token_type", "merges"):
+        if f"tokenizer.ggml.{key}" not in stated:
+            raise BadRequest(f"{file.name} has no tokenizer.ggml.{key}, so no tokenizer can be built from it")
     tokens: list[str] = stated["tokenizer.ggml.tokens"]
     types: list[int] = stated["tokenizer.ggml.token_type"]
     named = {
@@ -146,7 +149,7 @@ def write_tokenizer(file: Path, folder: Path) -> None:
     if stated.get("tokenizer.ggml.add_bos_token", False):
         bos = named["bos_token"]
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, tokens.index(bos))]
+            single=[bos, "$A"], special_tokens=[(bos, tokens.index(bos))]
         )
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -1,0 +1,81 @@
+"""Checkpoint folders: written under another name, synced, then renamed, so that none is half there.
+
+Folders are never deleted on request. What no checkpoint and no sampling session names any more
+is collected, and that covers deleted, replaced and expired checkpoints as well as what a crash
+left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+_UNFINISHED = ".unfinished-"
+
+
+class CheckpointFolders:
+    """The folders below `root`, each one checkpoint's files."""
+
+    def __init__(self, root: Path) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self._root = root
+        self._lock = threading.Lock()
+
+    def path(self, folder: str) -> Path:
+        """Where a folder is."""
+        return self._root / folder
+
+    def write(self, label: str, fill: Callable[[Path], None], register: Callable[[str, int], None]) -> None:
+        """Make a folder: `fill` writes into it, and once it is complete `register` is told its name and bytes.
+
+        If anything raises on the way, nothing is left.
+
+        Args:
+            label: how the folder's name begins, for people who look.
+        """
+        unfinished = self._root / f"{_UNFINISHED}{secrets.token_hex(8)}"
+        unfinished.mkdir()
+        try:
+            fill(unfinished)
+            size_bytes = _sync(unfinished)
+            name = f"{label}.{secrets.token_hex(4)}"
+            # Under the lock, since an unregistered folder looks like a forgotten one.
+            with self._lock:
+                unfinished.rename(self._root / name)
+                _sync_folder(self._root)
+                register(name, size_bytes)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def collect(self, in_use: Callable[[], set[str]], *, unfinished: bool = False) -> None:
+        """Delete the folders that are not in use; `unfinished` ones too when nothing can be writing."""
+        with self._lock:
+            keep = in_use()
+            for folder in self._root.iterdir():
+                half = folder.name.startswith(_UNFINISHED)
+                if folder.name not in keep and (unfinished or not half):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(folder: Path) -> int:
+    """Force a folder's files to disk; return their bytes."""
+    size_bytes = 0
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+            size_bytes += file.stat().st_size
+    _sync_folder(folder)
+    return size_bytes
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

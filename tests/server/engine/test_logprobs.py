@@ -1,0 +1,96 @@
+"""Chunked logprobs equal a plain log-softmax, and so do their gradients."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tinkerlite_server.engine.logprobs import log_sum_exp, target_logprobs, topk_logprobs
+from tinkerlite_server.engine.lora import Adapter, AdapterRows, LoraPair, add_delta
+from tinkerlite_server.engine.protocols import AdapterConfig
+
+ROWS, WIDTH, VOCAB = 13, 8, 50
+
+
+class Head:
+    """The part of a base model that logprobs need: an unembedding and the logits of rows."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.head = torch.nn.Linear(WIDTH, VOCAB).requires_grad_(False)
+
+    def logits(self, hidden: torch.Tensor, adapters: list[AdapterRows]) -> torch.Tensor:
+        out = self.head(hidden)
+        for assigned in adapters:
+            out = add_delta(out, hidden, assigned, "lm_head")
+        return out.float()
+
+
+def adapter(seed: int) -> Adapter:
+    torch.manual_seed(seed)
+    pair = LoraPair(torch.randn(3, WIDTH).requires_grad_(), torch.randn(VOCAB, 3).requires_grad_())
+    return Adapter(AdapterConfig(rank=3, alpha=6.0, seed=0), {"lm_head": pair})
+
+
+CASES = {
+    "bare": lambda: [],
+    "one adapter": lambda: [AdapterRows(adapter(1), None)],
+    "two adapters and bare rows": lambda: [
+        AdapterRows(adapter(1), torch.tensor([0, 1, 2, 9])),
+        AdapterRows(adapter(2), torch.tensor([3, 4, 12])),
+    ],
+    "an adapter without a head": lambda: [
+        AdapterRows(Adapter(AdapterConfig(rank=3, alpha=6.0, seed=0), {}), None)
+    ],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_values_and_gradients_equal_a_plain_log_softmax(case: str, chunk: int) -> None:
+    model = Head()
+    adapters = CASES[case]()
+    torch.manual_seed(7)
+    hidden = torch.randn(ROWS, WIDTH, requires_grad=True)
+    rows, targets = torch.randint(0, ROWS, (40,)), torch.randint(0, VOCAB, (40,))
+    weights = torch.randn(40)
+    weights[torch.rand(40) < 0.5] = 0
+    tensors = [hidden, *(t for a in adapters for p in a.adapter.pairs.values() for t in (p.a, p.b))]
+
+    got = target_logprobs(model, hidden, adapters, rows, targets, chunk)  # type: ignore[arg-type]
+    got_gradients = torch.autograd.grad((got * weights).sum(), tensors)
+    expected = model.logits(hidden, adapters).log_softmax(-1)[rows, targets]
+    expected_gradients = torch.autograd.grad((expected * weights).sum(), tensors)
+
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    for mine, plain in zip(got_gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(mine, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_topk_equals_the_sorted_log_softmax() -> None:
+    model, adapters = Head(), CASES["two adapters and bare rows"]()
+    hidden = torch.randn(ROWS, WIDTH)
+    with torch.no_grad():
+        ids, logprobs = topk_logprobs(model, hidden, adapters, k=5, chunk=4)  # type: ignore[arg-type]
+        expected = model.logits(hidden, adapters).log_softmax(-1).topk(5)
+    assert torch.equal(ids, expected.indices)
+    torch.testing.assert_close(logprobs, expected.values)
+
+
+def test_no_pairs_give_no_logprobs() -> None:
+    model = Head()
+    none = torch.empty(0, dtype=torch.long)
+    assert target_logprobs(model, torch.randn(3, WIDTH), [], none, none, 4).shape == (0,)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1e4])
+def test_log_sum_exp_is_that_of_torch(scale: float) -> None:
+    logits = torch.randn(6, 3000, generator=torch.Generator().manual_seed(0)) * scale
+    torch.testing.assert_close(log_sum_exp(logits), torch.logsumexp(logits.double(), -1).float())
+
+
+def test_a_certain_token_has_logprob_zero() -> None:
+    head = SimpleNamespace(head=torch.nn.Linear(1, 3, bias=False))
+    head.head.weight.data = torch.tensor([[500.0], [0.0], [-500.0]])
+    got = target_logprobs(head, torch.ones(1, 1), [], torch.zeros(3, dtype=torch.long), torch.arange(3), 1)  # type: ignore[arg-type]
+    assert got.tolist() == [0.0, -500.0, -1000.0]

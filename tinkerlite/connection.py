@@ -1,0 +1,163 @@
+"""Connection: one server as the clients see it: ask, hand in work, wait for it.
+
+Everything asynchronous happens on the background loop. Knows no session, run or sampler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel
+
+from tinkerlite.config import ClientConfig, Endpoint, resolve_endpoint
+from tinkerlite.errors import APIConnectionError, NotFoundError
+from tinkerlite.future import APIFuture
+from tinkerlite.loop import background_loop
+from tinkerlite.polling import ResultType, await_result
+from tinkerlite.progress import ProgressClock, WaitingBoard
+from tinkerlite.retry import resend
+from tinkerlite.transport import Transport, read_model
+from tinkerlite.types import ClientConfigResponse, UntypedAPIFuture
+
+T = TypeVar("T")
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+PROTOCOL_VERSION = "0.38.0"
+"""Sent as `sdk_version`, by which servers tell the protocol's generations apart: the one we speak."""
+
+
+class Connection:
+    """A server, reached. `Connection(...)` blocks until the server has answered.
+
+    Raises:
+        InvalidRequest: `base_url` is not one, or a key is missing.
+        APIConnectionError: nothing answers there.
+        AuthenticationError: the server does not know the key.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        config: ClientConfig | None = None,
+    ) -> None:
+        self.config = config or ClientConfig()
+        self.endpoint = resolve_endpoint(base_url, api_key)
+        self.loop = background_loop()
+        self._board = WaitingBoard(self.config.progress_after_seconds)
+        self._tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+        self.transport, self.server_config = self.loop.call(_open(self.endpoint, self.config))
+
+    def start(self, work: Coroutine[Any, Any, T], label: str) -> APIFuture[T]:
+        """Begin work on the loop; what one thread starts begins in that order."""
+        return APIFuture(self.loop.submit(self._tracked(work)), label)
+
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do work on the loop, and block until it is done."""
+        return self.loop.call(self._tracked(work))
+
+    async def _tracked(self, work: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        return await work
+
+    def close(self) -> None:
+        """Drop the connections; whoever still waits gets a ClientClosedError."""
+        self.loop.call(self._cancel_tasks())
+        self.transport.close()
+
+    async def _cancel_tasks(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: object = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str | int] | None = None,
+    ) -> httpx.Response:
+        """One exchange, repeated while the server is away or busy; see `retry.py`."""
+        return await resend(
+            lambda: self.transport.request(
+                method, path, json=json, content=content, headers=headers, params=params
+            ),
+            first_seconds=self.config.first_backoff_seconds,
+            budget_seconds=self.config.reconnect_timeout_seconds,
+        )
+
+    async def ask(
+        self,
+        kind: type[ModelT],
+        method: str,
+        path: str,
+        *,
+        json: object = None,
+        params: Mapping[str, str | int] | None = None,
+    ) -> ModelT:
+        """A question that is answered at once."""
+        return read_model(await self.send(method, path, json=json, params=params), kind)
+
+    async def submit(
+        self,
+        path: str,
+        *,
+        json: object = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> UntypedAPIFuture:
+        """Hand in work; the receipt names its result."""
+        response = await self.send("POST", path, json=json, content=content, headers=headers)
+        return read_model(response, UntypedAPIFuture)
+
+    async def result(
+        self, receipt: UntypedAPIFuture, result_type: ResultType[T], clock: ProgressClock | None = None
+    ) -> T:
+        """Wait for the result of submitted work; errors as in `polling.await_result`."""
+        with self._board.watch(result_type.name) as waiting:
+            return await await_result(
+                self.transport,
+                self.config,
+                receipt.request_id,
+                result_type,
+                waiting,
+                clock or ProgressClock(),
+            )
+
+
+async def _open(endpoint: Endpoint, config: ClientConfig) -> tuple[Transport, ClientConfigResponse]:
+    transport = await Transport.open(endpoint, config, background_loop())
+    try:
+        return transport, await _handshake(transport, config)
+    except APIConnectionError as error:
+        transport.close()
+        raise APIConnectionError(
+            f"no server answers at {endpoint.base_url} ({error.message}). Start one with `tinkerlite serve "
+            '--model NAME`, or run it in this process with base_url="local://NAME"',
+            method=error.method,
+            url=error.url,
+        ) from error
+    except BaseException:
+        transport.close()
+        raise
+
+
+async def _handshake(transport: Transport, config: ClientConfig) -> ClientConfigResponse:
+    """What the server asks of its clients; older servers ask nothing."""
+    try:
+        response = await resend(
+            lambda: transport.request("POST", "client/config", json={"sdk_version": PROTOCOL_VERSION}),
+            first_seconds=config.first_backoff_seconds,
+            budget_seconds=config.startup_timeout_seconds,
+        )
+    except NotFoundError:
+        return ClientConfigResponse()
+    return read_model(response, ClientConfigResponse)

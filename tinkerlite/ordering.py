@@ -1,0 +1,93 @@
+"""Order of one training run's operations: sent one after another, as called, numbered from 1.
+
+An operation has its turn until it is sent, not until it is done, so results are waited for side
+by side. Numbers are taken when something is sent: what is never sent leaves no hole, on which the
+server would wait for ever.
+
+Knows nothing about what the operations are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from types import TracebackType
+from typing import Any, TypeVar
+
+from tinkerlite.connection import Connection
+from tinkerlite.errors import APIConnectionError, APIStatusError, NotSubmittedError
+from tinkerlite.future import APIFuture
+from tinkerlite.retry import is_transient
+
+T = TypeVar("T")
+
+
+class Turns:
+    """The line in which the operations of one training run stand."""
+
+    def __init__(self, connection: Connection, model_id: str) -> None:
+        self._connection = connection
+        self.model_id = model_id
+        self._calls = threading.Lock()
+        self.turn = asyncio.Lock()  # fair: whoever waits longest goes first
+        self.sent = 0
+        self.failures = 0
+        self.last_failure: BaseException | None = None
+        self.lost: BaseException | None = None
+
+    def start(self, operation: Callable[[Turn], Coroutine[Any, Any, T]], label: str) -> APIFuture[T]:
+        """Put an operation in line. Its first step must be `async with turn`, around the sending."""
+        with self._calls:  # from several threads: one order
+            return self._connection.start(operation(Turn(self, label)), label)
+
+
+class Turn:
+    """One operation's place in line; inside `async with`, it is its turn."""
+
+    def __init__(self, line: Turns, label: str) -> None:
+        self._line = line
+        self._label = label
+        self._failures_seen = line.failures
+
+    async def send(self, submit: Callable[[int], Awaitable[T]]) -> T:
+        """Send one request under the next number; `submit` is called with it.
+
+        A refusal uses the number up. Without an answer, the server may be waiting for it: then
+        no other number may follow, and the run ends here.
+        """
+        line = self._line
+        line.sent += 1
+        try:
+            return await submit(line.sent)
+        except (APIConnectionError, APIStatusError, asyncio.CancelledError) as error:
+            if is_transient(error) or isinstance(error, asyncio.CancelledError):
+                line.lost = error
+            raise
+
+    async def __aenter__(self) -> Turn:
+        line = self._line
+        await line.turn.acquire()
+        if line.lost is not None:
+            line.turn.release()
+            raise NotSubmittedError(
+                f"{self._label} of {line.model_id} was not sent: the server did not answer request {line.sent} and "
+                "may or may not hold it. Go on from a saved state, in a new training client"
+            ) from line.lost
+        if line.failures != self._failures_seen:
+            line.failures += 1  # whoever stood behind this one depends on it as well
+            line.turn.release()
+            raise NotSubmittedError(
+                f"{self._label} of {line.model_id} was not sent: it stood in line behind an operation that "
+                f"could not be sent ({line.last_failure}). Calls made from now on are sent again"
+            ) from line.last_failure
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        line = self._line
+        if error is not None:
+            line.failures += 1
+            line.last_failure = error
+        line.turn.release()
