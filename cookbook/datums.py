@@ -17,9 +17,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from tinkerlite.types import Datum, ModelInput, TensorData
 
 from cookbook.renderers import RenderedExample
+from tinkerlite.types import Datum, ModelInput, TensorData
 
 Floats = NDArray[np.float32]
 

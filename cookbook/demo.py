@@ -1,4 +1,4 @@
-"""The demo: one student learns the same task twice, by RL and by on-policy distillation (OPD).
+"""The demo: one student learns a task twice, by RL and by on-policy distillation (OPD).
 
     python -m cookbook.demo            (or `make demo`)
 
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
-from tinkerlite import SamplingClient, ServiceClient
 
 from cookbook.advantages import AdvantageFn, group_relative, reverse_kl
 from cookbook.evaluation import Evaluation, evaluate
@@ -32,13 +31,14 @@ from cookbook.machine import hardware, peak_rss_mib
 from cookbook.metrics import MetricsFile, Row
 from cookbook.renderers import chatml
 from cookbook.report import write_report
-from cookbook.runs import connect
+from cookbook.runs import connect, recorder
 from cookbook.server_process import running_server
-from cookbook.summary import comparison, run_figures, verdict
+from cookbook.summary import print_comparison, run_figures, verdict
 from cookbook.supervised import SupervisedConfig, train_supervised
-from cookbook.table import ON_POLICY_COLUMNS, SUPERVISED_COLUMNS, Column, StepTable
+from cookbook.table import ON_POLICY_COLUMNS, SUPERVISED_COLUMNS, accuracy_text
 from cookbook.tasks import TASKS, with_partial_credit
 from cookbook.teachers import Teacher
+from tinkerlite import SamplingClient, ServiceClient, TrainingClient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,23 @@ class DemoConfig:
     """Longest completion among those."""
 
 
+INTRODUCTION = """\
+[bold]One student, two ways to learn.[/bold]
+Both students start from {model}, see the same problems and make the same number of
+completions ({rollouts}). RL tells a student how good a whole completion was. On-policy distillation (OPD)
+lets a teacher grade every token of it. Everything runs on this machine, over HTTP: {hardware}.
+"""
+
+NEXT = """
+[bold]What to try next[/bold]
+  open {report}                                    curves, and completions shaded by what the teacher minds
+  tinkerlite serve --model {model} --data-dir {data}
+  python -m cookbook.opd --task {task} --teacher {teacher}
+                                                   the same distillation, by hand; --help lists what can change
+  diff cookbook/rl.py cookbook/opd.py              all the code that lies between the two
+"""
+
+
 class Demo:
     """The stages of the demo, on a server that runs."""
 
@@ -87,58 +104,164 @@ class Demo:
         self.tokenizer = self.base.get_tokenizer()
         self.renderer = chatml(self.tokenizer)
 
-    def run(self) -> tuple[dict[str, Any], list[Exhibit]]:
-        """All stages in order: figures by model name, and completions for the report."""
-        say = self.console.print
-        problem = self.held_out[0]
-        say(f"\n[bold]1. The base model[/bold], asked for example {problem.messages[-1]['content']!r}")
-        before = self._evaluate_base()
-        say(f"   accuracy {_percent(before)} on {len(self.held_out)} held-out problems, answering greedily\n")
-
-        say("[bold]2. A teacher[/bold]: the same model after a little supervised fine-tuning (SFT)")
-        teacher_sampler, teacher_row = self._make_teacher(before)
+    def run(self) -> tuple[dict[str, Any], list[Row], list[Exhibit]]:
+        """All stages in order: figures by model, rows of all runs, completions to show."""
+        start = self._evaluate_base()
+        teacher_sampler, teacher_rows, teacher_path = self._make_teacher(start)
         teacher = Teacher(teacher_sampler, self.tokenizer)
-        samplers = {"base": self.base, "teacher": teacher_sampler}
-        figures: dict[str, Any] = {"base": evaluation_figures(before), "teacher": teacher_row}
-
-        say("\n[bold]3. A student by RL[/bold]: one reward per completion")
-        say(
-            "   Exact answers alone would never start it: the base model gives none, every completion of a\n"
-            "   group scores 0, and all advantages are 0. So near misses earn partial credit here."
+        self.console.print(
+            "\n[bold]3. A student by RL.[/bold] Exact answers alone would never start it: the base model gives\n"
+            "   none, all completions of a group score 0 and all advantages are 0. So near misses earn partial\n"
+            "   credit here. Its KL to the teacher is only watched."
         )
-        samplers["rl"], figures["rl"] = self._train_student(
-            "rl", group_relative, teacher, teacher_row, before, kl_every=self.config.rl_kl_every
-        )
-        say("\n[bold]4. A student by OPD[/bold]: the teacher's opinion of every token, no reward at all")
-        samplers["opd"], figures["opd"] = self._train_student(
-            "opd", reverse_kl(teacher, clip=self.config.kl_clip), teacher, teacher_row, before, kl_every=1
-        )
-        shown = self.held_out[: self.config.shown_problems]
-        return figures, exhibit_rollouts(
-            {name: samplers[name] for name in ("base", "rl", "opd")},
-            shown,
+        rl, rl_rows = self._train_student(
+            "rl",
+            replace(self.config.student, kl_every=self.config.rl_kl_every),
+            group_relative,
             teacher,
-            renderer=self.renderer,
-            task=self.task,
-            max_tokens=self.config.shown_tokens,
+            start,
         )
+        self.console.print(
+            "\n[bold]4. A student by OPD.[/bold] No reward at all: every sampled token is pushed by\n"
+            "   log p(teacher) - log p(student). The same loop, with one line changed."
+        )
+        distill = reverse_kl(teacher, clip=self.config.kl_clip)
+        opd, opd_rows = self._train_student("opd", self.config.student, distill, teacher, start)
+        last = teacher_rows[-1]
+        figures = {
+            "base": evaluation_figures(start),
+            "teacher": {k: last[k] for k in ("accuracy", "accuracy_interval")} | {"path": teacher_path},
+            "rl": run_figures(rl_rows, last["accuracy"]),
+            "opd": run_figures(opd_rows, last["accuracy"]),
+        }
+        return figures, [*rl_rows, *opd_rows], self._exhibits(teacher, {"rl": rl, "opd": opd})
 
     def _evaluate_base(self) -> Evaluation:
-        return evaluate(
+        problem = self.held_out[0]
+        self.console.print(
+            f"[bold]1. The base model[/bold] on {len(self.held_out)} held-out problems such as "
+            f"{problem.messages[-1]['content']!r} (answer {problem.answer!r}), greedily:"
+        )
+        evaluation = evaluate(
             self.base,
             self.held_out,
             renderer=self.renderer,
             task=self.task,
             max_tokens=self.config.student.max_tokens,
         )
+        self.console.print(f"   accuracy {accuracy_text(evaluation_figures(evaluation))}")
+        return evaluation
 
-    def _make_teacher(self, before: Evaluation) -> tuple[SamplingClient, Row]:
-        config = self.config.teacher
-        trainer = self._fresh_student(config.seed)
-        with self._recording("teacher", "SFT", SUPERVISED_COLUMNS) as record:
+    def _make_teacher(self, start: Evaluation) -> tuple[SamplingClient, list[Row], str]:
+        self.console.print(
+            "\n[bold]2. A teacher:[/bold] the same model, after a little supervised fine-tuning."
+        )
+        trainer = self._fresh_student()
+        with recorder("teacher", self.metrics, SUPERVISED_COLUMNS, self.console) as record:
             rows = train_supervised(
-                config, trainer, self.task, renderer=self.renderer, record=record, start=before
+                self.config.teacher, trainer, self.task, renderer=self.renderer, record=record, start=start
             )
         path = trainer.save_weights_for_sampler("teacher").result().path
-        figures = {key: rows[-1][key] for key in ("accuracy", "accuracy_interval")}
-        return self.service.create_sampling_client(model_path=path), {**figures, "path": path}
+        assert path is not None  # named weights have a path
+        return self.service.create_sampling_client(model_path=path), rows, path
+
+    def _train_student(
+        self, name: str, config: TrainConfig, advantages: AdvantageFn, teacher: Teacher, start: Evaluation
+    ) -> tuple[SamplingClient, list[Row]]:
+        student = self._fresh_student()
+        with recorder(name, self.metrics, ON_POLICY_COLUMNS, self.console) as record:
+            rows = train(
+                config,
+                student,
+                with_partial_credit(self.task),
+                renderer=self.renderer,
+                advantages=advantages,
+                teacher=teacher,
+                record=record,
+                start=start,
+            )
+        return student.save_weights_and_get_sampling_client(), rows
+
+    def _fresh_student(self) -> TrainingClient:
+        return self.service.create_lora_training_client(
+            self.config.model, rank=self.config.rank, seed=self.config.student.seed
+        )
+
+    def _exhibits(self, teacher: Teacher, students: dict[str, SamplingClient]) -> list[Exhibit]:
+        return exhibit_rollouts(
+            {"base": self.base, **students},
+            self.held_out[: self.config.shown_problems],
+            teacher,
+            renderer=self.renderer,
+            task=self.task,
+            max_tokens=self.config.shown_tokens,
+        )
+
+
+def run_demo(config: DemoConfig, out: Path, base_url: str | None, console: Console) -> dict[str, Any]:
+    """Run everything, write the files into `out`, print the story; returns the summary."""
+    started = time.monotonic()
+    student = config.student
+    rollouts = student.steps * student.prompts_per_step * student.group_size
+    console.print(INTRODUCTION.format(model=config.model, rollouts=rollouts, hardware=hardware()))
+    data = out / "server"
+    shutil.rmtree(data, ignore_errors=True)  # the checkpoints of the last demo
+    server = (
+        running_server([config.model], data, out / "server.log")
+        if base_url is None
+        else nullcontext(base_url)
+    )
+    with MetricsFile(out / "metrics.jsonl") as metrics, server as url, connect(url) as service:
+        figures, rows, exhibits = Demo(config, service, metrics, console).run()
+    summary: dict[str, Any] = {
+        "command": "python -m cookbook.demo",
+        "model": config.model,
+        "task": config.task,
+        "rollouts": rollouts,
+        "hardware": hardware(),
+        "seconds": time.monotonic() - started,
+        "peak_rss_mib": peak_rss_mib(),
+        **figures,
+        "config": asdict(config),
+    }
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    (out / "rollouts.json").write_text(json.dumps(exhibits, indent=1) + "\n", encoding="utf-8")
+    report = write_report(out)
+    print_comparison(summary, rows, console)
+    console.print("\n".join(verdict(summary)))
+    console.print(
+        NEXT.format(
+            report=report, model=config.model, data=data, task=config.task, teacher=figures["teacher"]["path"]
+        )
+    )
+    return summary
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo; returns an exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cookbook.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--base-url", help="use this running server instead of starting one")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write to [runs/demo]")
+    given = parser.parse_args(argv)
+    # Being told to end, or losing the terminal, must stop the server too: unwind instead of dying.
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _unwind)
+    try:
+        run_demo(DemoConfig(), given.out, given.base_url, Console(highlight=False))
+    except KeyboardInterrupt:
+        print("\nInterrupted; the server is stopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _unwind(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb, sqrt
 
-from tinkerlite import SamplingClient
-from tinkerlite.types import ModelInput, SamplingParams
-
 from cookbook.renderers import Renderer
 from cookbook.rollouts import Problem, Task
+from tinkerlite import SamplingClient
+from tinkerlite.types import ModelInput, SamplingParams
 
 Z_95 = 1.959963984540054
 """Two-sided 95% quantile of the normal distribution."""

@@ -13,9 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
-from tinkerlite import TrainingClient
-from tinkerlite.types import AdamParams, Datum, ForwardBackwardOutput, OptimStepResponse
-
 from cookbook.advantages import AdvantageFn
 from cookbook.datums import Floats, completion_part, policy_datum
 from cookbook.diagnostics import advantage_figures, agreement_figures, kl_figures, rollout_figures
@@ -24,6 +21,8 @@ from cookbook.metrics import Row
 from cookbook.renderers import Renderer
 from cookbook.rollouts import Group, Task, derive_seed, rollout
 from cookbook.teachers import Teacher
+from tinkerlite import TrainingClient
+from tinkerlite.types import AdamParams, Datum, ForwardBackwardOutput, OptimStepResponse
 
 Record = Callable[[Row], None]
 """Takes the row of a finished step."""
@@ -70,6 +69,7 @@ def train(
     advantages: AdvantageFn,
     teacher: Teacher | None = None,
     record: Record,
+    start: Evaluation | None = None,
 ) -> list[Row]:
     """Train the student on its own rollouts; returns the rows it recorded, steps + 1 of them.
 
@@ -81,6 +81,7 @@ def train(
         advantages: what to learn from a batch of rollouts. The only thing RL and OPD disagree on.
         teacher: measured against at every `kl_every` steps. Measuring changes nothing that trains.
         record: called with each row as soon as it is known.
+        start: the evaluation of step 0, if it has been made already.
 
     Raises:
         TooManyTruncated: see `max_truncated_fraction`.
@@ -116,8 +117,10 @@ def train(
         if teacher is not None and (step % config.kl_every == 0 or is_last):
             row |= kl_figures(groups, teacher.score(groups))
         if step % config.evaluate_every == 0 or is_last:
+            known = start if step == 0 else None
             row |= evaluation_figures(
-                evaluate(sampler, held_out, renderer=renderer, task=task, max_tokens=config.max_tokens)
+                known
+                or evaluate(sampler, held_out, renderer=renderer, task=task, max_tokens=config.max_tokens)
             )
         record(row)
         rows.append(row)

@@ -222,9 +222,7 @@ def token_map_hash(tokenizer: Tokenizer) -> str:
 def _end_of_turn(tokenizer: Tokenizer, written: Callable[[Sequence[Message], bool], str]) -> str:
     """The special token that the template writes right after a reply."""
     marker = "REPLY"
-    text = written(
-        [Message(role="user", content="A"), Message(role="assistant", content=marker)], False
-    )
+    text = written([Message(role="user", content="A"), Message(role="assistant", content=marker)], False)
     tail = text.rpartition(marker)[2].lstrip()
     ends = [token for token in tokenizer.get_added_vocab() if token and tail.startswith(token)]
     if not ends:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from tinkerlite import SamplingClient
-from tinkerlite.types import ModelInput, SampledSequence, SamplingParams
 
 from cookbook.datums import Floats
 from cookbook.renderers import Message, Renderer
+from tinkerlite import SamplingClient
+from tinkerlite.types import ModelInput, SampledSequence, SamplingParams
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
-from tinkerlite import APIConnectionError, SamplingClient, ServiceClient, TrainingClient
 
 from cookbook.command_line import parse
 from cookbook.loop import Record, TrainConfig
@@ -23,6 +22,7 @@ from cookbook.supervised import SupervisedConfig
 from cookbook.table import ON_POLICY_COLUMNS, SUPERVISED_COLUMNS, Column, StepTable
 from cookbook.tasks import TASKS, with_partial_credit
 from cookbook.teachers import Teacher
+from tinkerlite import APIConnectionError, SamplingClient, ServiceClient, TrainingClient
 
 Choice = TypeVar("Choice")
 
@@ -100,7 +100,10 @@ def open_supervised_run(
         student = _open_student(service, setup, config.seed)
         renderer = choose("renderer", setup.renderer, RENDERERS)(student.get_tokenizer())
         task = choose("task", setup.task, TASKS)
-        with recorder(name, _folder(setup, name), SUPERVISED_COLUMNS) as record:
+        with (
+            MetricsFile(_folder(setup, name) / "metrics.jsonl") as metrics,
+            recorder(name, metrics, SUPERVISED_COLUMNS) as record,
+        ):
             yield SupervisedRun(config, student, task, renderer, record)
         _save(student, name)
 
@@ -123,7 +126,10 @@ def open_on_policy_run(
         own = compared.teacher_renderer
         teacher = Teacher(sampler, tokenizer, choose("renderer", own, RENDERERS)(tokenizer) if own else None)
         _print_prompts(teacher, renderer, task)
-        with recorder(name, _folder(setup, name), ON_POLICY_COLUMNS) as record:
+        with (
+            MetricsFile(_folder(setup, name) / "metrics.jsonl") as metrics,
+            recorder(name, metrics, ON_POLICY_COLUMNS) as record,
+        ):
             graded = with_partial_credit(task) if compared.partial_credit else task
             yield OnPolicyRun(config, student, graded, renderer, teacher, record)
         _save(student, name)
@@ -145,10 +151,10 @@ def connect(base_url: str) -> Iterator[ServiceClient]:
 
 @contextmanager
 def recorder(
-    name: str, folder: Path, columns: Sequence[Column], console: Console | None = None
+    name: str, metrics: MetricsFile, columns: Sequence[Column], console: Console | None = None
 ) -> Iterator[Record]:
-    """Rows go to `metrics.jsonl` in the folder, tagged with the run's name, and to a table on screen."""
-    with MetricsFile(folder / "metrics.jsonl") as metrics, StepTable(name, columns, console) as table:
+    """A function that takes rows: each goes to the file, tagged with the run's name, and to a table on screen."""
+    with StepTable(name, columns, console) as table:
 
         def record(row: Row) -> None:
             metrics.write({"run": name, **row})

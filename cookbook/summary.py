@@ -8,7 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
 from cookbook.metrics import Row
+from cookbook.table import accuracy_text, number
 
 MODELS = ("base", "teacher", "rl", "opd")
 """What a demo compares, in the order in which it is shown."""
@@ -44,31 +49,58 @@ def steps_to_accuracy(rows: Sequence[Row], target: float) -> int | None:
     return next((row["step"] for row in rows if (row.get("accuracy") or -1.0) >= target), None)
 
 
+def print_comparison(summary: Mapping[str, Any], rows: Sequence[Row], console: Console) -> None:
+    """The table of the demo: both students side by side at every evaluated step, then what they cost."""
+    table = Table(
+        box=box.SIMPLE_HEAD, title="Both students, evaluated on the same problems", title_justify="left"
+    )
+    for title in ("step", "RL: reverse KL", "accuracy [95%]", "OPD: reverse KL", "accuracy [95%]"):
+        table.add_column(title, justify="right", no_wrap=True)
+    runs = {run: {row["step"]: row for row in rows if row["run"] == run} for run in ("rl", "opd")}
+    for step in sorted({row["step"] for row in rows if row.get("accuracy") is not None}):
+        cells = [
+            show(runs[run].get(step, {}))
+            for run in ("rl", "opd")
+            for show in (number("reverse_kl", 3), accuracy_text)
+        ]
+        table.add_row(str(step), *cells)
+    speeds = [f"{summary[run]['tokens_per_second']:.0f} tokens/s" for run in ("rl", "opd")]
+    table.add_section()
+    table.add_row("", "", speeds[0], "", speeds[1])
+    table.add_row("", "", f"teacher {accuracy_text(summary['teacher'])}", "", "")
+    console.print(table)
+
+
 def verdict(summary: Mapping[str, Any]) -> list[str]:
     """What happened, in sentences that claim no more than the figures do."""
     opd, rl = summary["opd"], summary["rl"]
     target = TARGET_SHARE * summary["teacher"]["accuracy"]
-    fallen = 1 - opd["kl_last"] / opd["kl_first"]
     opd_steps, rl_steps = opd["steps_to_90_percent_of_teacher"], rl["steps_to_90_percent_of_teacher"]
     return [
-        f"OPD: the reverse KL to the teacher went from {opd['kl_first']:.2f} to {opd['kl_last']:.2f} nats "
-        f"per token ({fallen:+.0%} less) in {opd['steps']} steps. {_reached('It', opd_steps, target, opd['steps'])}",
-        f"RL: {_reached('it', rl_steps, target, rl['steps'])} It ended at {rl['accuracy']:.1%}, OPD at {opd['accuracy']:.1%}.",
+        f"OPD: {_kl_change(opd)} It {_reached(opd, target)}",
+        f"RL: {_kl_change(rl)} It {_reached(rl, target)}",
         _compared(opd_steps, rl_steps),
     ]
 
 
-def _reached(subject: str, steps: int | None, target: float, of: int) -> str:
+def _kl_change(run: Mapping[str, Any]) -> str:
+    first, last = run["kl_first"], run["kl_last"]
+    direction = "fell" if last < first else "rose"
+    return f"the reverse KL to the teacher {direction} from {first:.2f} to {last:.2f} nats per token ({last / first - 1:+.0%})."
+
+
+def _reached(run: Mapping[str, Any], target: float) -> str:
+    steps, goal = run["steps_to_90_percent_of_teacher"], f"90% of the teacher's accuracy ({target:.1%})"
     if steps is None:
-        return f"{subject} did not reach 90% of the teacher's accuracy ({target:.1%}) in {of} steps."
-    return f"{subject} reached 90% of the teacher's accuracy ({target:.1%}) by step {steps}."
+        return f"did not reach {goal} in {run['steps']} steps, and ended at {run['accuracy']:.1%}."
+    return f"reached {goal} by step {steps}, and ended at {run['accuracy']:.1%}."
 
 
 def _compared(opd_steps: int | None, rl_steps: int | None) -> str:
     if opd_steps is None:
-        return "OPD did not catch up with the teacher here: more steps or rollouts, or an easier task, would show it."
+        return "OPD did not catch up here: more steps, more rollouts or an easier task would let it."
     if rl_steps is None:
-        return "With the same rollouts, one number per token taught what one number per completion did not."
+        return "From the same rollouts, a grade for every token taught what a grade for every completion did not."
     if opd_steps < rl_steps:
         return f"OPD needed {opd_steps} steps where RL needed {rl_steps}."
     return "RL was as quick here: where rewards come easily, a teacher adds little."

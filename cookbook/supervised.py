@@ -10,14 +10,13 @@ import time
 from dataclasses import dataclass
 from itertools import islice
 
-from tinkerlite import TrainingClient
-
 from cookbook.datums import supervised_datum
-from cookbook.evaluation import evaluate
+from cookbook.evaluation import Evaluation, evaluate
 from cookbook.loop import Record, evaluation_figures, submit_update
 from cookbook.metrics import Row
 from cookbook.renderers import Message, Renderer
 from cookbook.rollouts import Problem, Task
+from tinkerlite import TrainingClient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +40,18 @@ class SupervisedConfig:
 
 
 def train_supervised(
-    config: SupervisedConfig, student: TrainingClient, task: Task, *, renderer: Renderer, record: Record
+    config: SupervisedConfig,
+    student: TrainingClient,
+    task: Task,
+    *,
+    renderer: Renderer,
+    record: Record,
+    start: Evaluation | None = None,
 ) -> list[Row]:
-    """Train the student on the task's answers; returns the rows it recorded, steps + 1 of them."""
+    """Train the student on the task's answers; returns the rows it recorded, steps + 1 of them.
+
+    `start` is the evaluation of step 0, if it has been made already.
+    """
     problems = task.training_problems(config.seed)
     held_out = task.held_out(config.held_out)
     rows: list[Row] = []
@@ -51,9 +59,16 @@ def train_supervised(
         is_last = step == config.steps
         row: dict[str, object] = {"step": step}
         if step % config.evaluate_every == 0 or is_last:
-            sampler = student.save_weights_and_get_sampling_client()
+            known = start if step == 0 else None
             row |= evaluation_figures(
-                evaluate(sampler, held_out, renderer=renderer, task=task, max_tokens=config.max_tokens)
+                known
+                or evaluate(
+                    student.save_weights_and_get_sampling_client(),
+                    held_out,
+                    renderer=renderer,
+                    task=task,
+                    max_tokens=config.max_tokens,
+                )
             )
         if not is_last:
             batch = list(islice(problems, config.batch_size))

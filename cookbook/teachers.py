@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from tinkerlite import CapabilityError, SamplingClient
-from tinkerlite.types import ModelInput
 
 from cookbook.datums import Floats
 from cookbook.renderers import Renderer, Tokenizer, token_map_hash
 from cookbook.rollouts import Group, Problem
+from tinkerlite import CapabilityError, SamplingClient
+from tinkerlite.types import ModelInput
 
 
 class VocabularyMismatch(ValueError):
@@ -59,7 +59,9 @@ class Teacher:
 
     def prompt(self, problem: Problem, student_prompt: list[int]) -> list[int]:
         """The tokens that this teacher reads before a completion of the problem."""
-        return student_prompt if self._renderer is None else self._renderer.generation_prompt(problem.messages)
+        return (
+            student_prompt if self._renderer is None else self._renderer.generation_prompt(problem.messages)
+        )
 
     def _compute(self, groups: Sequence[Group]) -> list[list[Floats]]:
         prompts = [self.prompt(group.problem, group.trajectories[0].prompt_tokens) for group in groups]

@@ -48,6 +48,8 @@ class Connection:
         self.config = config or ClientConfig()
         self.endpoint = resolve_endpoint(base_url, api_key)
         self.loop = background_loop()
+        self.speaks_protobuf: bool | None = None
+        """Whether the server has taken a protobuf request; None before the first."""
         self._board = WaitingBoard(self.config.progress_after_seconds)
         self._tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         self.transport, self.server_config = self.loop.call(_open(self.endpoint, self.config))

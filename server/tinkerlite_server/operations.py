@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from tinkerlite.types import AdamParams
@@ -89,8 +88,8 @@ class Sample:
 
     owner: str
     work: SampleWork
-    adapter_folder: Path | None
-    """Where the adapter is read from if the sampler does not hold it; None: a snapshot, or no adapter."""
+    folder: str | None
+    """The checkpoint folder that the adapter is read from if need be; None for a snapshot or the base model."""
     prompt_logprobs_last_n: int | None = None
     """Positions before the last n are blanked in the answer."""
 

@@ -181,6 +181,11 @@ class Store:
             )
         return row
 
+    def find_run(self, model_id: str) -> RunRow | None:
+        """The training run of this id, whoever owns it."""
+        with self._reading() as db:
+            return db.get(RunRow, model_id)
+
     def list_runs(self, owner: str, *, limit: int, offset: int) -> tuple[list[RunRow], int]:
         """A page of runs, the latest used first, and how many there are."""
         return self._page(RunRow, RunRow.owner == owner, RunRow.last_request.desc(), limit, offset)

@@ -1,0 +1,230 @@
+"""Executor: what each operation does to the engine and the store, and what it answers.
+
+One operation at a time, on the engine's thread. Knows no queues: who runs when, and what a
+failure means for the operations behind it, is the scheduler's business.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinkerlite.types import EMPTY_SLOT_LOGPROB, SampleResponse, TopkLogprobs
+from tinkerlite.wire import encode_sample_response
+from tinkerlite_server.adapters import Adapters
+from tinkerlite_server.checkpoint_folders import CheckpointFolders
+from tinkerlite_server.engine.protocols import Engine, SampleResult, TrainBatch, TrainOutput
+from tinkerlite_server.errors import BadRequest, ServerError, UnknownName
+from tinkerlite_server.futures import Done
+from tinkerlite_server.operations import (
+    CreateRun,
+    LoadRun,
+    Operation,
+    OptimStep,
+    Sample,
+    Save,
+    Snapshot,
+    UnloadRun,
+)
+from tinkerlite_server.store import Store
+from tinkerlite_server.tables import SamplerRow
+
+
+class Executor:
+    """Carries out operations.
+
+    Every method but `__init__` is called from the engine's thread.
+    """
+
+    def __init__(
+        self, engine: Engine, store: Store, folders: CheckpointFolders, adapters: Adapters
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._folders = folders
+        self._adapters = adapters
+
+    # ---- training ----
+
+    def run(self, operation: Operation) -> Done:
+        """Carry out any operation but a forward_backward.
+
+        Raises:
+            ServerError: it failed; the run is as it was before.
+        """
+        match operation:
+            case CreateRun():
+                return self._create(operation)
+            case LoadRun():
+                return self._load(operation)
+            case OptimStep():
+                metrics = self._engine.optim_step(operation.model_id, operation.params)
+                return _answer(metrics=metrics, type="optim_step")
+            case Save():
+                return self._save(operation)
+            case Snapshot():
+                return self._snapshot(operation)
+            case UnloadRun():
+                self._engine.drop_run(operation.model_id)
+                self._store.end_run(operation.model_id, "it was unloaded")
+                return _answer(model_id=operation.model_id, type="unload_model")
+            case _:
+                raise TypeError(f"no way to run a {type(operation).__name__}")
+
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> list[TrainOutput | ServerError]:
+        """Run batches of different runs together."""
+        return self._engine.forward_backward(batches)
+
+    def discard_gradients(self, model_id: str) -> None:
+        """Start the run's accumulation afresh."""
+        self._engine.discard_gradients(model_id)
+
+    def drop_run(self, model_id: str) -> None:
+        """Free a run."""
+        self._engine.drop_run(model_id)
+
+    def _create(self, operation: CreateRun) -> Done:
+        self._engine.create_run(operation.model_id, operation.base_model, operation.adapter)
+        return _answer(model_id=operation.model_id, type="create_model")
+
+    def _load(self, operation: LoadRun) -> Done:
+        checkpoint = self._store.checkpoint_by_id(operation.checkpoint_id)
+        if checkpoint is None:
+            raise UnknownName(f"checkpoint {operation.path!r} was deleted or replaced before it was loaded")
+        adapter = self._engine.load_run(
+            operation.model_id,
+            operation.base_model,
+            self._folders.path(checkpoint.folder),
+            optimizer=operation.optimizer,
+        )
+        self._store.set_run_adapter(operation.model_id, adapter)
+        return _answer(path=operation.path, model_id=operation.model_id, type="load_weights")
+
+    # ---- saving ----
+
+    def _save(self, operation: Save) -> Done:
+        run = self._store.find_run(operation.model_id)
+        if run is None:
+            raise UnknownName(f"there is no training run {operation.model_id!r}")
+        name, kind = operation.name, operation.kind
+        taken = self._store.find_checkpoint(run.id, kind, name, run.owner)
+        if taken is not None and not operation.overwrite:
+            raise BadRequest(
+                f"{taken.path} exists already; save under another name, or with overwrite=True"
+            )
+
+        def fill(folder: Path) -> None:
+            self._engine.save_run(operation.model_id, folder, optimizer=kind == "weights")
+
+        def register(folder: str, size_bytes: int) -> None:
+            self._store.put_checkpoint(
+                run,
+                kind=kind,
+                name=name,
+                folder=folder,
+                size_bytes=size_bytes,
+                ttl_seconds=operation.ttl_seconds,
+                user_metadata=operation.user_metadata or {},
+            )
+
+        self._folders.write(f"{run.id.replace(':', '.')}.{kind}.{name}", fill, register)
+        path = f"tinker://{run.id}/{kind}/{name}"
+        if kind == "weights":
+            return _answer(path=path, type="save_weights")
+        return _answer(path=path, sampling_session_id=None, type="save_weights_for_sampler")
+
+    def _snapshot(self, operation: Snapshot) -> Done:
+        run = self._store.find_run(operation.model_id)
+        if run is None:
+            raise UnknownName(f"there is no training run {operation.model_id!r}")
+        sampler_id = operation.sampling_session_id
+        if self._store.find_sampler(sampler_id) is not None:
+            raise BadRequest(f"sampling session {sampler_id!r} exists already; count sampling_session_seq_id up")
+        dropped = self._adapters.snapshot(operation.model_id, sampler_id)
+        self._store.add_sampler(
+            SamplerRow(
+                id=sampler_id,
+                session_id=run.session_id,
+                owner=run.owner,
+                base_model=run.base_model,
+                model_path=None,
+                adapter_id=sampler_id,
+                folder=None,
+                ended=None,
+            )
+        )
+        for adapter_id in dropped:
+            self._store.end_samplers_of_adapter(
+                adapter_id,
+                "the run has since handed over newer weights, and keeps only the last few. "
+                "Save weights that you want to keep with save_weights_for_sampler(name)",
+            )
+        return _answer(path=None, sampling_session_id=sampler_id, type="save_weights_for_sampler")
+
+    # ---- sampling ----
+
+    @property
+    def is_sampling(self) -> bool:
+        """Whether a sampling step would do anything."""
+        return self._engine.has_work
+
+    def start_sample(self, sample: Sample) -> None:
+        """Hand a request to the engine.
+
+        Raises:
+            ServerError: its weights cannot be had.
+        """
+        work = sample.work
+        if work.adapter_id is not None:
+            self._adapters.prepare(work.adapter_id, work.base_model, self._folder_of(sample))
+        self._engine.submit(work)
+
+    def sampling_step(self) -> list[SampleResult]:
+        """One step of everything that samples; what finished in it."""
+        return self._engine.step()
+
+    def cancel_sample(self, request_id: str) -> None:
+        """Make the engine forget a request."""
+        self._engine.cancel(request_id)
+
+    def drop_snapshot(self, adapter_id: str) -> None:
+        """Free the weights of a sampling session that ended."""
+        self._adapters.drop_snapshot(adapter_id)
+
+    def _folder_of(self, sample: Sample) -> Path | None:
+        return None if sample.folder is None else self._folders.path(sample.folder)
+
+
+def sample_answer(sample: Sample, result: SampleResult) -> Done:
+    """The encoded answer to a request.
+
+    Raises:
+        ServerError: it failed.
+    """
+    if isinstance(result.outcome, ServerError):
+        raise result.outcome
+    response = result.outcome
+    if sample.prompt_logprobs_last_n is not None:
+        response = _blank_before_last(response, sample.prompt_logprobs_last_n)
+    return Done(encode_sample_response(response), "sample")
+
+
+def _blank_before_last(response: SampleResponse, n: int) -> SampleResponse:
+    """The response with nothing said about prompt positions before the last n."""
+    logprobs, topk = response.prompt_logprobs_np, response.topk_prompt_logprobs_np
+    if logprobs is not None:
+        logprobs = logprobs.copy()
+        logprobs[:-n] = np.nan
+    if topk is not None:
+        topk = TopkLogprobs(topk.token_ids.copy(), topk.logprobs.copy())
+        topk.token_ids[:-n], topk.logprobs[:-n] = 0, EMPTY_SLOT_LOGPROB
+    return replace(response, prompt_logprobs_np=logprobs, topk_prompt_logprobs_np=topk)
+
+
+def _answer(**fields: Any) -> Done:
+    return Done(json.dumps(fields).encode())

@@ -1,0 +1,326 @@
+"""TrainingClient: one training run. Gradients, optimizer steps, saving and loading.
+
+Every call that makes the server work returns an APIFuture at once; the work is sent in the order
+of the calls. So `forward_backward` and `optim_step` can be called back to back and waited for later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from tinkerlite import batches, custom_loss
+from tinkerlite.compat import Ready, offloaded, submitted
+from tinkerlite.connection import Connection
+from tinkerlite.errors import APIResponseValidationError, InvalidRequest
+from tinkerlite.future import APIFuture
+from tinkerlite.losses import check_data, check_is_data
+from tinkerlite.ordering import Turn, Turns
+from tinkerlite.polling import ResultType
+from tinkerlite.progress import ProgressClock
+from tinkerlite.results import LOAD_STATE, OPTIM_STEP, SAVE_FOR_SAMPLER, SAVE_STATE
+from tinkerlite.sampling_client import SamplingClient
+from tinkerlite.session import Session
+from tinkerlite.tokenizers import Tokenizer, load_tokenizer
+from tinkerlite.types import (
+    AdamParams,
+    Datum,
+    ForwardBackwardOutput,
+    GetInfoResponse,
+    LoadWeightsResponse,
+    LossFnType,
+    OptimStepResponse,
+    SamplingClientKind,
+    SaveWeightsForSamplerResponse,
+    SaveWeightsResponse,
+)
+
+T = TypeVar("T")
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+class TrainingClient(Ready):
+    """A training run on the server: base weights, what is trained of them, and optimizer state.
+
+    Made by `ServiceClient.create_lora_training_client` and its siblings. May be used from several
+    threads. All losses are sums over tokens and datums; gradients add up until `optim_step`.
+    """
+
+    def __init__(self, session: Session, info: GetInfoResponse) -> None:
+        self._session = session
+        self._connection: Connection = session.connection
+        self._info = info
+        self.model_id = info.model_id
+        self._turns = Turns(self._connection, self.model_id)
+        self._clock = ProgressClock()
+
+    # ---- gradients ----
+
+    def forward(
+        self,
+        data: Sequence[Datum],
+        loss_fn: LossFnType | str,
+        loss_fn_config: Mapping[str, float | str] | None = None,
+    ) -> APIFuture[ForwardBackwardOutput]:
+        """Loss and logprobs, leaving gradients alone. Arguments as for `forward_backward`."""
+        return self._run_batch("forward", data, loss_fn, loss_fn_config, forward_only=True)
+
+    def forward_backward(
+        self,
+        data: Sequence[Datum],
+        loss_fn: LossFnType | str,
+        loss_fn_config: Mapping[str, float | str] | None = None,
+    ) -> APIFuture[ForwardBackwardOutput]:
+        """Loss and logprobs, and the gradients of the summed loss, added to those already there.
+
+        Args:
+            data: at least one datum; a batch of any size, cut into requests as the server asks.
+            loss_fn: "cross_entropy", "importance_sampling", "ppo", "cispo", "dro" or another that
+                the server knows.
+            loss_fn_config: the loss's options, such as `clip_low_threshold`.
+
+        Raises:
+            InvalidRequest, InvalidDatum: at once, naming datum and field; nothing was sent.
+        """
+        return self._run_batch("forward_backward", data, loss_fn, loss_fn_config, forward_only=False)
+
+    def _run_batch(
+        self,
+        name: str,
+        data: Sequence[Datum],
+        loss_fn: str,
+        loss_fn_config: Mapping[str, float | str] | None,
+        *,
+        forward_only: bool,
+    ) -> APIFuture[ForwardBackwardOutput]:
+        check_data(data, loss_fn, loss_fn_config)
+        chunks = batches.pack(
+            self._connection, self.model_id, data, loss_fn, loss_fn_config, forward_only=forward_only
+        )
+
+        async def operation(turn: Turn) -> ForwardBackwardOutput:
+            async with turn:
+                receipts = await batches.send_batch(self._connection, turn, chunks)
+            return await batches.collect(self._connection, receipts, name, self._clock)
+
+        return self._turns.start(operation, f"{name} of {len(data)} datums")
+
+    def forward_backward_custom(
+        self, data: Sequence[Datum], loss_fn: custom_loss.CustomLossFn
+    ) -> APIFuture[ForwardBackwardOutput]:
+        """`forward_backward` of a loss of your own: any differentiable torch function of the logprobs.
+
+            def loss_fn(data: list[Datum], logprobs: list[torch.Tensor]) -> tuple[Tensor, dict[str, float]]
+
+        It runs in a thread of its own, between two passes of the server; `logprobs[i]` is shaped like
+        `target_tokens` of `data[i]`, whose other inputs are the function's alone. Later calls wait in
+        line until the second pass is sent. If the function fails, nothing was accumulated, and what
+        stood in line behind it is not sent.
+
+        Returns:
+            As `forward_backward`; among the metrics are the function's own, its loss as
+            `loss:sum`, and the linear stand-in's as `surrogate_loss:sum`.
+
+        Raises:
+            CapabilityError: torch is not installed.
+        """
+        custom_loss.require_torch()
+        check_is_data(data)
+        given = list(data)
+        first_pass = custom_loss.forward_data(given)
+        check_data(first_pass, "cross_entropy")
+        name = "forward_backward_custom"
+        chunks = self._pack_cross_entropy(first_pass, forward_only=True)
+
+        async def operation(turn: Turn) -> ForwardBackwardOutput:
+            async with turn:
+                receipts = await batches.send_batch(self._connection, turn, chunks)
+                output = await batches.collect(self._connection, receipts, name, self._clock)
+                linear = await asyncio.to_thread(
+                    custom_loss.linearise, given, output.loss_fn_outputs, loss_fn
+                )
+                second = await asyncio.to_thread(self._pack_cross_entropy, linear.data, forward_only=False)
+                receipts = await batches.send_batch(self._connection, turn, second)
+            return linear.add_to(await batches.collect(self._connection, receipts, name, self._clock))
+
+        return self._turns.start(operation, f"{name} of {len(given)} datums")
+
+    def _pack_cross_entropy(self, data: Sequence[Datum], *, forward_only: bool) -> list[batches.PackedChunk]:
+        return batches.pack(
+            self._connection, self.model_id, data, "cross_entropy", None, forward_only=forward_only
+        )
+
+    # ---- optimizer ----
+
+    def optim_step(
+        self, optim_params: AdamParams | None = None, *, adam_params: AdamParams | None = None
+    ) -> APIFuture[OptimStepResponse]:
+        """One step of AdamW on the gradients accumulated so far, which are then zeroed.
+
+        Args:
+            optim_params: learning rate and the rest, for this step; schedules live with the caller.
+            adam_params: another name for it.
+        """
+        params = optim_params or adam_params
+        if params is None or (optim_params is not None and adam_params is not None):
+            raise InvalidRequest("optim_step takes one AdamParams, as in optim_step(AdamParams(learning_rate=1e-4))")
+        body = {"type": "optim_step", "adam_params": params.model_dump()}
+        return self._run("optim_step", body, OPTIM_STEP)
+
+    # ---- saving and loading ----
+
+    def save_state(
+        self,
+        name: str,
+        ttl_seconds: int | None = None,
+        overwrite: bool = False,
+        user_metadata: dict[str, str] | None = None,
+    ) -> APIFuture[SaveWeightsResponse]:
+        """Save weights and optimizer state, to train on from; `path` in the result finds them again.
+
+        Args:
+            name: letters, digits, `_`, `.` and `-`.
+            ttl_seconds: when the server may delete it; absent, never.
+            overwrite: replace one of the same name, which is otherwise refused.
+            user_metadata: kept with the checkpoint.
+        """
+        body = {
+            "type": "save_weights",
+            "path": _checked_name(name),
+            "overwrite": overwrite,
+            **_given(ttl_seconds=ttl_seconds, user_metadata=user_metadata),
+        }
+        return self._run("save_weights", body, SAVE_STATE)
+
+    def load_state(self, path: str) -> APIFuture[LoadWeightsResponse]:
+        """Replace the run's weights by saved ones (`tinker://...`), with fresh optimizer state."""
+        return self._load(path, optimizer=False)
+
+    def load_state_with_optimizer(self, path: str) -> APIFuture[LoadWeightsResponse]:
+        """Replace weights and optimizer state by saved ones: training goes on as it would have."""
+        return self._load(path, optimizer=True)
+
+    def _load(self, path: str, *, optimizer: bool) -> APIFuture[LoadWeightsResponse]:
+        body = {"type": "load_weights", "path": checked_path(path), "optimizer": optimizer}
+        return self._run("load_weights", body, LOAD_STATE)
+
+    def save_weights_for_sampler(
+        self, name: str, ttl_seconds: int | None = None, user_metadata: dict[str, str] | None = None
+    ) -> APIFuture[SaveWeightsForSamplerResponse]:
+        """Save the weights to sample from; give the result's `path` to `create_sampling_client`."""
+        body = {
+            "type": "save_weights_for_sampler",
+            "path": _checked_name(name),
+            **_given(ttl_seconds=ttl_seconds, user_metadata=user_metadata),
+        }
+        return self._run("save_weights_for_sampler", body, SAVE_FOR_SAMPLER)
+
+    def save_weights_and_get_sampling_client(
+        self, name: str | None = None, kind: SamplingClientKind = "snapshot"
+    ) -> SamplingClient:
+        """A sampler on the weights as they are now; later steps do not change it.
+
+        Args:
+            name: keep the weights under this name as well; absent, they live as long as the sampler.
+            kind: "inflight" lets the server hand the sampler newer weights of this run.
+        """
+        if name is not None:
+            path = self.save_weights_for_sampler(name).result().path
+            return self.create_sampling_client(_present(path, "path"))
+        body = {
+            "type": "save_weights_for_sampler",
+            "kind": kind,
+            "sampling_session_seq_id": self._session.next_sampler_number(),
+        }
+        saved = self._run("save_weights_for_sampler", body, SAVE_FOR_SAMPLER).result()
+        sampler_id = _present(saved.sampling_session_id, "sampling_session_id")
+        return SamplingClient(self._session, sampler_id, self._base_model())
+
+    def create_sampling_client(self, model_path: str) -> SamplingClient:
+        """A sampler on weights that this run saved."""
+        return SamplingClient.create(self._session, model_path, self._base_model())
+
+    # ---- what it is ----
+
+    def get_info(self) -> GetInfoResponse:
+        """What is trained: base model, LoRA rank, tokenizer."""
+        return self._connection.wait(get_info(self._connection, self.model_id))
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The base model's tokenizer.
+
+        Raises:
+            CapabilityError: transformers is not installed.
+        """
+        return load_tokenizer(self._connection, self._base_model(), self._info.model_data.tokenizer_id)
+
+    def _base_model(self) -> str:
+        return _present(self._info.model_data.model_name or self._info.model_name, "model_name")
+
+    def _run(self, path: str, body: dict[str, Any], result_type: ResultType[T]) -> APIFuture[T]:
+        connection = self._connection
+
+        async def operation(turn: Turn) -> T:
+            async with turn:
+                receipt = await turn.send(
+                    lambda seq_id: connection.submit(
+                        path, json={"model_id": self.model_id, "seq_id": seq_id, **body}
+                    )
+                )
+            return await connection.result(receipt, result_type, self._clock)
+
+        return self._turns.start(operation, result_type.name)
+
+    def __repr__(self) -> str:
+        rank = f", rank {self._info.lora_rank}" if self._info.lora_rank else ""
+        return f"<TrainingClient {self.model_id}: {self._info.model_data.model_name}{rank}>"
+
+    # The `tinker` SDK's spellings; see compat.py.
+    forward_async = submitted(forward)
+    forward_backward_async = submitted(forward_backward)
+    forward_backward_custom_async = submitted(forward_backward_custom)
+    optim_step_async = submitted(optim_step)
+    save_state_async = submitted(save_state)
+    load_state_async = submitted(load_state)
+    load_state_with_optimizer_async = submitted(load_state_with_optimizer)
+    save_weights_for_sampler_async = submitted(save_weights_for_sampler)
+    save_weights_and_get_sampling_client_async = offloaded(save_weights_and_get_sampling_client)
+    create_sampling_client_async = offloaded(create_sampling_client)
+    get_info_async = offloaded(get_info)
+
+
+async def get_info(connection: Connection, model_id: str) -> GetInfoResponse:
+    """Ask the server what a run trains."""
+    body = {"model_id": model_id, "type": "get_info"}
+    return await connection.ask(GetInfoResponse, "POST", "get_info", json=body)
+
+
+def checked_path(path: str) -> str:
+    """A `tinker://` path.
+
+    Raises:
+        InvalidRequest: it is something else.
+    """
+    if not path.startswith("tinker://"):
+        raise InvalidRequest(f"{path!r} is not a tinker:// path; save_state and its siblings return them")
+    return path
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise InvalidRequest(f"{name!r} cannot name a checkpoint; use letters, digits, '_', '.' and '-'")
+    return name
+
+
+def _given(**fields: object) -> dict[str, object]:
+    """Those that are not None: the protocol leaves out what is not given."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _present(value: str | None, field: str) -> str:
+    if value is None:
+        raise APIResponseValidationError(f"the server's answer lacks {field!r}")
+    return value
