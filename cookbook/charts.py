@@ -55,10 +55,8 @@ def line_chart(
     x_ticks = ticks(min(xs), max(xs))
     y_ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if as_percent else ticks(min(0.0, *ys), max(ys))
     frame = _Frame(x_low=min(xs), x_high=max(xs), y_low=y_ticks[0], y_high=max(y_ticks[-1], *ys))
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(f"{y_label} by {x_label}")}">'
-    ]
+    label = escape(f"{y_label} by {x_label}")
+    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">']
     parts += [_y_tick(frame, y, f"{y:.0%}" if as_percent else f"{y:g}") for y in y_ticks]
     parts += [_text(frame.x(x), HEIGHT - BOTTOM + 18, f"{x:g}", "middle") for x in x_ticks]
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_label, "middle"))
@@ -127,11 +125,13 @@ def _band(frame: _Frame, series: Series) -> str:
 
 
 def _line(frame: _Frame, series: Series, as_percent: bool) -> str:
-    marks = [
-        f'<circle cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3" style="fill:var({series.colour})">'
-        f"<title>{escape(series.name)}, step {x:g}: {f'{y:.1%}' if as_percent else f'{y:.3f}'}</title></circle>"
-        for x, y in series.points
-    ]
+    marks: list[str] = []
+    for x, y in series.points:
+        tip = f"{series.name}, step {x:g}: {f'{y:.1%}' if as_percent else f'{y:.3f}'}"
+        marks.append(
+            f'<circle cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3" style="fill:var({series.colour})">'
+            f"<title>{escape(tip)}</title></circle>"
+        )
     line = (
         f'<polyline class="line" style="stroke:var({series.colour})" points="{frame.path(series.points)}"/>'
     )

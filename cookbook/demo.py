@@ -80,12 +80,24 @@ lets a teacher grade every token of it. Everything runs on this machine, over HT
 
 NEXT = """
 [bold]What to try next[/bold]
-  open {report}                                    curves, and completions shaded by what the teacher minds
+Open {report}: the curves, and completions shaded by what the teacher objects to.
+See all the code that lies between the two students:
+  diff cookbook/rl.py cookbook/opd.py
+Distil again with your own settings (--help lists them), from the teacher that was just made:
   tinkerlite serve --model {model} --data-dir {data}
   python -m cookbook.opd --task {task} --teacher {teacher}
-                                                   the same distillation, by hand; --help lists what can change
-  diff cookbook/rl.py cookbook/opd.py              all the code that lies between the two
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """What the stages found."""
+
+    figures: dict[str, Any]
+    """By model name, as in summary.json."""
+    rl_rows: list[Row]
+    opd_rows: list[Row]
+    exhibits: list[Exhibit]
 
 
 class Demo:
@@ -104,15 +116,15 @@ class Demo:
         self.tokenizer = self.base.get_tokenizer()
         self.renderer = chatml(self.tokenizer)
 
-    def run(self) -> tuple[dict[str, Any], list[Row], list[Exhibit]]:
-        """All stages in order: figures by model, rows of all runs, completions to show."""
+    def run(self) -> DemoResult:
+        """All stages in order."""
         start = self._evaluate_base()
         teacher_sampler, teacher_rows, teacher_path = self._make_teacher(start)
         teacher = Teacher(teacher_sampler, self.tokenizer)
         self.console.print(
-            "\n[bold]3. A student by RL.[/bold] Exact answers alone would never start it: the base model gives\n"
-            "   none, all completions of a group score 0 and all advantages are 0. So near misses earn partial\n"
-            "   credit here. Its KL to the teacher is only watched."
+            "\n[bold]3. A student by RL.[/bold] Exact answers alone would never start it: the base model\n"
+            "   gives none, all completions of a group score 0 and all advantages are 0. So near misses\n"
+            "   earn partial credit here. Its KL to the teacher is only watched."
         )
         rl, rl_rows = self._train_student(
             "rl",
@@ -128,13 +140,17 @@ class Demo:
         distill = reverse_kl(teacher, clip=self.config.kl_clip)
         opd, opd_rows = self._train_student("opd", self.config.student, distill, teacher, start)
         last = teacher_rows[-1]
-        figures = {
-            "base": evaluation_figures(start),
-            "teacher": {k: last[k] for k in ("accuracy", "accuracy_interval")} | {"path": teacher_path},
-            "rl": run_figures(rl_rows, last["accuracy"]),
-            "opd": run_figures(opd_rows, last["accuracy"]),
-        }
-        return figures, [*rl_rows, *opd_rows], self._exhibits(teacher, {"rl": rl, "opd": opd})
+        return DemoResult(
+            figures={
+                "base": evaluation_figures(start),
+                "teacher": {k: last[k] for k in ("accuracy", "accuracy_interval")} | {"path": teacher_path},
+                "rl": run_figures(rl_rows, last["accuracy"]),
+                "opd": run_figures(opd_rows, last["accuracy"]),
+            },
+            rl_rows=rl_rows,
+            opd_rows=opd_rows,
+            exhibits=self._exhibits(teacher, {"rl": rl, "opd": opd}),
+        )
 
     def _evaluate_base(self) -> Evaluation:
         problem = self.held_out[0]
@@ -206,13 +222,9 @@ def run_demo(config: DemoConfig, out: Path, base_url: str | None, console: Conso
     console.print(INTRODUCTION.format(model=config.model, rollouts=rollouts, hardware=hardware()))
     data = out / "server"
     shutil.rmtree(data, ignore_errors=True)  # the checkpoints of the last demo
-    server = (
-        running_server([config.model], data, out / "server.log")
-        if base_url is None
-        else nullcontext(base_url)
-    )
+    server = nullcontext(base_url) if base_url else running_server([config.model], data, out / "server.log")
     with MetricsFile(out / "metrics.jsonl") as metrics, server as url, connect(url) as service:
-        figures, rows, exhibits = Demo(config, service, metrics, console).run()
+        result = Demo(config, service, metrics, console).run()
     summary: dict[str, Any] = {
         "command": "python -m cookbook.demo",
         "model": config.model,
@@ -221,18 +233,18 @@ def run_demo(config: DemoConfig, out: Path, base_url: str | None, console: Conso
         "hardware": hardware(),
         "seconds": time.monotonic() - started,
         "peak_rss_mib": peak_rss_mib(),
-        **figures,
+        **result.figures,
         "config": asdict(config),
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    (out / "rollouts.json").write_text(json.dumps(exhibits, indent=1) + "\n", encoding="utf-8")
+    (out / "rollouts.json").write_text(json.dumps(result.exhibits, indent=1) + "\n", encoding="utf-8")
     report = write_report(out)
-    print_comparison(summary, rows, console)
+    print_comparison(summary, result.rl_rows, result.opd_rows, console)
     console.print("\n".join(verdict(summary)))
+    teacher = result.figures["teacher"]["path"]
     console.print(
-        NEXT.format(
-            report=report, model=config.model, data=data, task=config.task, teacher=figures["teacher"]["path"]
-        )
+        NEXT.format(report=report, model=config.model, data=data, task=config.task, teacher=teacher),
+        soft_wrap=True,
     )
     return summary
 

@@ -8,7 +8,7 @@ Knows nothing about flags, files or terminals (`runs`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -111,7 +111,8 @@ def train(
             with clock.phase("advantages"):
                 values = advantages(groups)
             with clock.phase("training"):
-                row |= advantage_figures(values) | _update(student, groups, values, config)
+                row |= advantage_figures(values)
+                row |= _update(student, groups, values, config)
         row["seconds"] = dict(clock.seconds)
         row["tokens_per_second"] = _completion_tokens(groups) / sum(clock.seconds.values())
         if teacher is not None and (step % config.kl_every == 0 or is_last):
@@ -185,7 +186,7 @@ class _Clock:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> Generator[None, None, None]:
         started = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - started

@@ -44,6 +44,6 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete rows of a metrics file. A last line without its newline was cut by a crash and is dropped."""
+    """All complete rows of a metrics file; a last line without its newline was cut by a crash."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]

@@ -140,11 +140,11 @@ def _shaded(rollouts: Sequence[Mapping[str, Any]]) -> str:
     )
     return (
         "<h2>Where the teacher objects</h2>"
-        "<p>Completions sampled from each model, shaded by log p(student) &minus; log p(teacher) of every token: "
-        'the teacher would rather have said it<span class="legend"></span>would not have said this. '
-        "Hover over a token for its numbers. The objections sit on the tokens that set a reply's course; "
-        "what follows from them costs little.</p>"
-        f'<div class="card scroll"><table class="rollouts">{head}{body}</table></div>'
+        "<p>One completion by each model, every token shaded by log p(student) &minus; log p(teacher): "
+        'the teacher likes it more<span class="legend"></span>the teacher would not say this. '
+        "Hover over a token for its numbers. In a wrong reply, look at the token that set its course: what "
+        "follows is often what the teacher, too, would say by then.</p>"
+        f'<div class="card"><table class="rollouts">{head}{body}</table></div>'
     )
 
 
@@ -181,7 +181,10 @@ def _visible(text: str) -> str:
 
 def _settings(summary: Mapping[str, Any]) -> str:
     settings = json.dumps({"command": summary["command"], **summary["config"]}, indent=2)
-    return f"<h2>Settings</h2><details><summary>Everything this run was made with</summary><pre>{escape(settings)}</pre></details>"
+    return (
+        "<h2>Settings</h2><details><summary>Everything this run was made with</summary>"
+        f"<pre>{escape(settings)}</pre></details>"
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Knows nothing about how any of it trains.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +31,9 @@ Choice = TypeVar("Choice")
 class Setup:
     """What is trained, and where."""
 
-    base_url: str = "http://127.0.0.1:8000"
-    """Server that trains and samples; local://MODEL runs one in this process."""
+    base_url: str = ""
+    """Server that trains and samples; local://MODEL runs one in this process. If not given,
+    TINKERLITE_BASE_URL, else http://127.0.0.1:8000."""
     model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
     """Base model, by the server's name for it."""
     start_from: str = ""
@@ -85,7 +86,7 @@ class OnPolicyRun:
 @contextmanager
 def open_supervised_run(
     file: str, description: str | None, config: SupervisedConfig, argv: Sequence[str] | None
-) -> Iterator[SupervisedRun]:
+) -> Generator[SupervisedRun, None, None]:
     """Read the flags, connect, and save the student's weights when the block ends well.
 
     Args:
@@ -111,7 +112,7 @@ def open_supervised_run(
 @contextmanager
 def open_on_policy_run(
     file: str, description: str | None, config: TrainConfig, argv: Sequence[str] | None
-) -> Iterator[OnPolicyRun]:
+) -> Generator[OnPolicyRun, None, None]:
     """As `open_supervised_run`, with a teacher, whose prompt is printed beside the student's."""
     name = Path(file).stem
     setup, compared, config = parse(
@@ -136,14 +137,13 @@ def open_on_policy_run(
 
 
 @contextmanager
-def connect(base_url: str) -> Iterator[ServiceClient]:
+def connect(base_url: str) -> Generator[ServiceClient, None, None]:
     """A session on a server, closed at the end of the block; exits with advice if none answers."""
     try:
-        service = ServiceClient(base_url=base_url)
+        service = ServiceClient(base_url=base_url or None)
     except APIConnectionError as error:
         raise SystemExit(
-            f"No server answers at {base_url}: {error}\n"
-            "Start one with `tinkerlite serve --model NAME`, or pass --base-url."
+            f"{error}\nStart a server with `tinkerlite serve --model NAME`, or name one with --base-url."
         ) from error
     with service:
         yield service
@@ -152,8 +152,8 @@ def connect(base_url: str) -> Iterator[ServiceClient]:
 @contextmanager
 def recorder(
     name: str, metrics: MetricsFile, columns: Sequence[Column], console: Console | None = None
-) -> Iterator[Record]:
-    """A function that takes rows: each goes to the file, tagged with the run's name, and to a table on screen."""
+) -> Generator[Record, None, None]:
+    """Takes rows: each goes to the file, tagged with the run's name, and to a table on screen."""
     with StepTable(name, columns, console) as table:
 
         def record(row: Row) -> None:

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +25,7 @@ class ServerDidNotStart(RuntimeError):
 
 
 @contextmanager
-def running_server(models: Sequence[str], data_dir: Path, log: Path) -> Iterator[str]:
+def running_server(models: Sequence[str], data_dir: Path, log: Path) -> Generator[str, None, None]:
     """Yields the base URL of a server of these models; stops it when the block ends, however it ends.
 
     Raises:

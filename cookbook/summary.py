@@ -46,29 +46,30 @@ def run_figures(rows: Sequence[Row], teacher_accuracy: float) -> dict[str, Any]:
 
 def steps_to_accuracy(rows: Sequence[Row], target: float) -> int | None:
     """The first evaluated step at which accuracy is at least the target; None if there is none."""
-    return next((row["step"] for row in rows if (row.get("accuracy") or -1.0) >= target), None)
+    evaluated = (row for row in rows if row.get("accuracy") is not None)
+    return next((row["step"] for row in evaluated if row["accuracy"] >= target), None)
 
 
-def print_comparison(summary: Mapping[str, Any], rows: Sequence[Row], console: Console) -> None:
-    """The table of the demo: both students side by side at every evaluated step, then what they cost."""
+def print_comparison(
+    summary: Mapping[str, Any], rl: Sequence[Row], opd: Sequence[Row], console: Console
+) -> None:
+    """The table of the demo: both students side by side at every evaluated step."""
     table = Table(
-        box=box.SIMPLE_HEAD, title="Both students, evaluated on the same problems", title_justify="left"
+        box=box.SIMPLE_HEAD, title="Both students on the same held-out problems", title_justify="left"
     )
     for title in ("step", "RL: reverse KL", "accuracy [95%]", "OPD: reverse KL", "accuracy [95%]"):
         table.add_column(title, justify="right", no_wrap=True)
-    runs = {run: {row["step"]: row for row in rows if row["run"] == run} for run in ("rl", "opd")}
-    for step in sorted({row["step"] for row in rows if row.get("accuracy") is not None}):
+    by_step = [{row["step"]: row for row in rows if row.get("accuracy") is not None} for rows in (rl, opd)]
+    for step in sorted(by_step[0].keys() | by_step[1].keys()):
         cells = [
-            show(runs[run].get(step, {}))
-            for run in ("rl", "opd")
-            for show in (number("reverse_kl", 3), accuracy_text)
+            show(rows.get(step, {})) for rows in by_step for show in (number("reverse_kl", 3), accuracy_text)
         ]
         table.add_row(str(step), *cells)
-    speeds = [f"{summary[run]['tokens_per_second']:.0f} tokens/s" for run in ("rl", "opd")]
     table.add_section()
+    speeds = [f"{summary[run]['tokens_per_second']:.0f} tokens/s" for run in ("rl", "opd")]
     table.add_row("", "", speeds[0], "", speeds[1])
-    table.add_row("", "", f"teacher {accuracy_text(summary['teacher'])}", "", "")
     console.print(table)
+    console.print(f"teacher: accuracy {accuracy_text(summary['teacher'])}\n")
 
 
 def verdict(summary: Mapping[str, Any]) -> list[str]:
@@ -85,8 +86,8 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
 
 def _kl_change(run: Mapping[str, Any]) -> str:
     first, last = run["kl_first"], run["kl_last"]
-    direction = "fell" if last < first else "rose"
-    return f"the reverse KL to the teacher {direction} from {first:.2f} to {last:.2f} nats per token ({last / first - 1:+.0%})."
+    share = f" ({last / first - 1:+.0%})" if first > 0 else ""
+    return f"the reverse KL to the teacher went from {first:.2f} to {last:.2f} nats per token{share}."
 
 
 def _reached(run: Mapping[str, Any], target: float) -> str:
@@ -100,7 +101,7 @@ def _compared(opd_steps: int | None, rl_steps: int | None) -> str:
     if opd_steps is None:
         return "OPD did not catch up here: more steps, more rollouts or an easier task would let it."
     if rl_steps is None:
-        return "From the same rollouts, a grade for every token taught what a grade for every completion did not."
+        return "From as many rollouts, a grade for every token taught what one per completion did not."
     if opd_steps < rl_steps:
         return f"OPD needed {opd_steps} steps where RL needed {rl_steps}."
     return "RL was as quick here: where rewards come easily, a teacher adds little."

@@ -69,7 +69,7 @@ async def send_batch(
     except APIStatusError as error:
         if receipts and not chunks[0].request.forward_only:
             error.add_note(
-                f"{len(receipts)} of {len(chunks)} chunks of this batch were accepted before; their gradients count."
+                f"{len(receipts)} of {len(chunks)} chunks of this batch were accepted; their gradients count."
             )
         raise
     return receipts

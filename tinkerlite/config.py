@@ -82,9 +82,7 @@ def resolve_endpoint(base_url: str | None = None, api_key: str | None = None) ->
         models = tuple(name.strip() for name in url.removeprefix(LOCAL_SCHEME).split(",") if name.strip())
         if not url.startswith(LOCAL_SCHEME) or not models:
             raise InvalidRequest(f"{url!r} names no model; write local://MODEL, a hub id or a folder")
-        return Endpoint(
-            base_url="http://tinkerlite.local", api_key=key or LOCAL_API_KEY, local_models=models
-        )
+        return Endpoint(base_url="http://tinkerlite.local", api_key=key or LOCAL_API_KEY, local_models=models)
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidRequest(f"base_url {url!r} must start with http://, https:// or local://")

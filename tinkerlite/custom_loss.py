@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinkerlite.errors import CapabilityError, InvalidDatum, InvalidRequest
-from tinkerlite.types import Datum, ForwardBackwardOutput, LossFnOutput, TensorData
+from tinkerlite.types import Datum, ForwardBackwardOutput, LossFnInputs, LossFnOutput, TensorData
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ class LinearisedLoss:
 def require_torch() -> None:
     """Raises CapabilityError where torch cannot be imported."""
     try:
-        import torch  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        import_module("torch")
     except ImportError as error:
         raise CapabilityError(
             "forward_backward_custom differentiates your loss with torch, which is not installed"
@@ -53,18 +54,14 @@ def require_torch() -> None:
 
 def forward_data(data: Sequence[Datum]) -> list[Datum]:
     """The first pass: the targets alone; the function gets the other inputs, the server does not."""
-    return [
-        Datum(
-            datum.model_input,
-            {name: tensor for name, tensor in datum.loss_fn_inputs.items() if name == "target_tokens"}
-            | {
-                "weights": TensorData(np.zeros(tensor.shape, dtype=np.float32))
-                for name, tensor in datum.loss_fn_inputs.items()
-                if name == "target_tokens"
-            },
-        )
-        for datum in data
-    ]
+    return [Datum(datum.model_input, _only_targets(datum.loss_fn_inputs)) for datum in data]
+
+
+def _only_targets(inputs: LossFnInputs) -> LossFnInputs:
+    targets = inputs.get("target_tokens")
+    if targets is None:
+        return {}  # left for the loss's schema to complain about
+    return {"target_tokens": targets, "weights": TensorData(np.zeros(targets.shape, dtype=np.float32))}
 
 
 def linearise(data: list[Datum], outputs: Sequence[LossFnOutput], loss_fn: CustomLossFn) -> LinearisedLoss:
@@ -74,24 +71,25 @@ def linearise(data: list[Datum], outputs: Sequence[LossFnOutput], loss_fn: Custo
         InvalidRequest: it did not return a differentiable scalar and a mapping.
         InvalidDatum: its gradient is not finite; names the datum.
     """
-    import torch
-
+    torch: Any = import_module("torch")  # untyped, as it need not be installed
     logprobs = [torch.tensor(output["logprobs"].to_numpy(), requires_grad=True) for output in outputs]
     returned: Any = loss_fn(data, logprobs)
-    if not isinstance(returned, tuple) or len(returned) != 2:  # pyright: ignore[reportUnknownArgumentType]
-        raise InvalidRequest("a custom loss returns two things: (loss, metrics)")
-    loss: Any = returned[0]
-    metrics: Any = returned[1]
+    try:
+        loss, metrics = returned
+    except (TypeError, ValueError):
+        raise InvalidRequest("a custom loss returns two things: (loss, metrics)") from None
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
         raise InvalidRequest("a custom loss must be one number computed from the logprobs with torch")
-    gradients = torch.autograd.grad(loss.sum(), logprobs, allow_unused=True)
+    loss.sum().backward()  # into whatever else the user trains as well, such as a value head
     weighted: list[Datum] = []
-    for index, (datum, gradient) in enumerate(zip(data, gradients, strict=True)):
+    for index, (datum, scored) in enumerate(zip(data, logprobs, strict=True)):
         targets = datum.loss_fn_inputs["target_tokens"]
         # A datum that the loss does not look at has no gradient.
-        weights = np.zeros(targets.shape, np.float32) if gradient is None else -gradient.numpy()
+        weights = np.zeros(targets.shape, np.float32) if scored.grad is None else -scored.grad.numpy()
         if not np.isfinite(weights).all():
             raise InvalidDatum(f"data[{index}]: the gradient of the custom loss is not finite")
         inputs = {"target_tokens": targets, "weights": TensorData(weights)}
         weighted.append(Datum(datum.model_input, inputs))
-    return LinearisedLoss(weighted, float(loss.detach()), {k: float(v) for k, v in metrics.items()})
+    return LinearisedLoss(
+        weighted, float(loss.detach()), {name: float(value) for name, value in metrics.items()}
+    )

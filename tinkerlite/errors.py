@@ -1,25 +1,25 @@
 """Every error that the client raises on purpose.
 
-    TinkerError
-    ├── InvalidRequest (also a ValueError)   found on this side, before anything was sent
-    │   ├── InvalidTensor                    not an array of numbers
-    │   ├── InvalidInput                     not a prompt
-    │   └── InvalidDatum                     a datum the loss cannot use
-    ├── CapabilityError                      the backend lacks what was asked for
-    ├── ClientClosedError                    the client was closed while, or before, it was asked
-    ├── NotSubmittedError                    held back, because an earlier operation of the run failed
-    ├── RequestFailedError                   the server accepted the request, and running it failed
-    ├── StuckRequestError (also a TimeoutError)   no progress for longer than the client waits
-    └── APIError                             the HTTP exchange itself
-        ├── APIConnectionError               no answer
-        │   └── APITimeoutError
-        ├── APIResponseValidationError       an answer that is not the protocol's
-        └── APIStatusError                   an answer with an error status
-            ├── BadRequestError 400            ├── NotFoundError 404
-            ├── AuthenticationError 401        ├── ConflictError 409
-            ├── BillingError 402               ├── UnprocessableEntityError 422
-            ├── PermissionDeniedError 403      ├── RateLimitError 429
-            └── ResultGoneError 410            └── InternalServerError 5xx
+TinkerError
+├── InvalidRequest (also a ValueError)   found on this side, before anything was sent
+│   ├── InvalidTensor                    not an array of numbers
+│   ├── InvalidInput                     not a prompt
+│   └── InvalidDatum                     a datum the loss cannot use
+├── CapabilityError                      the backend lacks what was asked for
+├── ClientClosedError                    the client was closed while, or before, it was asked
+├── NotSubmittedError                    not sent, because an earlier operation of the run was lost
+├── RequestFailedError                   the server accepted the request, and running it failed
+├── StuckRequestError (also a TimeoutError)   no progress for longer than the client waits
+└── APIError                             the HTTP exchange itself
+    ├── APIConnectionError               no answer
+    │   └── APITimeoutError
+    ├── APIResponseValidationError       an answer that is not the protocol's
+    └── APIStatusError                   an answer with an error status
+        ├── BadRequestError 400            ├── NotFoundError 404
+        ├── AuthenticationError 401        ├── ConflictError 409
+        ├── BillingError 402               ├── UnprocessableEntityError 422
+        ├── PermissionDeniedError 403      ├── RateLimitError 429
+        └── ResultGoneError 410            └── InternalServerError 5xx
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class ClientClosedError(TinkerError):
 
 
 class NotSubmittedError(TinkerError):
-    """An operation that was not sent, since one before it in the same training run failed.
+    """An operation that was not sent, since one before it in the same training run was lost.
 
-    An optimizer step must not run on half of its gradients. `__cause__` is the first failure.
+    An optimizer step must not run on gradients that are not there. `__cause__` is that failure.
     """
 
 
@@ -75,7 +75,7 @@ class RequestFailedError(TinkerError):
         super().__init__(message)
         self.message = message
         self.request_id = request_id
-        self.category = category
+        self.category: RequestErrorCategory = category
 
     def __reduce__(self) -> tuple[type, tuple[str, str, RequestErrorCategory]]:
         return type(self), (self.message, self.request_id, self.category)

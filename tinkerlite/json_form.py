@@ -67,9 +67,7 @@ def forward_backward_to_json(request: ForwardBackwardRequest) -> Json:
     data = [
         {
             "model_input": prompt_to_json(datum.model_input),
-            "loss_fn_inputs": {
-                name: tensor_to_json(tensor) for name, tensor in datum.loss_fn_inputs.items()
-            },
+            "loss_fn_inputs": {name: tensor_to_json(tensor) for name, tensor in datum.loss_fn_inputs.items()},
         }
         for datum in request.data
     ]
@@ -86,7 +84,9 @@ def forward_backward_from_json(body: Json) -> ForwardBackwardOutput:
         {name: tensor_from_json(tensor) for name, tensor in output.items()}
         for output in body["loss_fn_outputs"]
     ]
-    return ForwardBackwardOutput(body.get("loss_fn_output_type", ""), outputs, dict(body.get("metrics") or {}))
+    return ForwardBackwardOutput(
+        body.get("loss_fn_output_type", ""), outputs, dict(body.get("metrics") or {})
+    )
 
 
 def sample_from_json(body: Json, sequence_ids: Sequence[str] = ()) -> SampleResponse:

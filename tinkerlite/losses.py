@@ -98,9 +98,7 @@ def check_prompt(prompt: object) -> None:
         InvalidInput: no ModelInput, no tokens, or something that is no token id.
     """
     if not isinstance(prompt, ModelInput):
-        raise InvalidInput(
-            f"prompt is of type {type(prompt).__name__}; make a ModelInput, as in ModelInput.from_ints(tokens)"
-        )
+        raise InvalidInput(f"prompt is of type {type(prompt).__name__}; use ModelInput.from_ints(tokens)")
     try:
         _check_model_input(prompt, "prompt")
     except InvalidDatum as error:
@@ -153,8 +151,8 @@ def _check_targets(
         raise InvalidDatum(f"{where} has shape {shape}; {loss_fn} takes {allowed}")
     if length is not None and shape[0] != length:
         raise InvalidDatum(
-            f"{where} has length {shape[0]}, and model_input has {length} tokens; there must be one target for "
-            "each, which is the token after it (model_input = tokens[:-1], target_tokens = tokens[1:])"
+            f"{where} has length {shape[0]}, and model_input has {length} tokens; there must be one "
+            "target for each: the token after it (model_input = tokens[:-1], target_tokens = tokens[1:])"
         )
 
 
@@ -162,7 +160,9 @@ def _check_tensor(name: str, tensor: TensorData, shape: list[int], where: str) -
     if tensor.dtype != LOSS_INPUT_DTYPES[name]:
         raise InvalidDatum(f"{where} is {tensor.dtype}; it must be {LOSS_INPUT_DTYPES[name]}")
     if tensor.shape != shape:
-        raise InvalidDatum(f"{where} has shape {tensor.shape}, and target_tokens has {shape}; they must be equal")
+        raise InvalidDatum(
+            f"{where} has shape {tensor.shape}, and target_tokens has {shape}; they must be equal"
+        )
     values = tensor.values
     if tensor.dtype == "float32":
         wrong, rule = ~np.isfinite(values), "it must be finite"

@@ -2,7 +2,7 @@
 
 An operation has its turn until it is sent, not until it is done, so results are waited for side
 by side. Numbers are taken when something is sent: what is never sent leaves no hole, on which the
-server would wait for ever.
+server would wait.
 
 Knows nothing about what the operations are.
 """
@@ -28,17 +28,19 @@ class Turns:
 
     def __init__(self, connection: Connection, model_id: str) -> None:
         self._connection = connection
-        self.model_id = model_id
         self._calls = threading.Lock()
+        self.model_id = model_id
         self.turn = asyncio.Lock()  # fair: whoever waits longest goes first
         self.sent = 0
-        self.failures = 0
-        self.last_failure: BaseException | None = None
         self.lost: BaseException | None = None
+        """Why nothing more may be sent."""
+        self.dissolved = 0
+        """How often everyone in line was sent away, and why last."""
+        self.reason: BaseException | None = None
 
     def start(self, operation: Callable[[Turn], Coroutine[Any, Any, T]], label: str) -> APIFuture[T]:
         """Put an operation in line. Its first step must be `async with turn`, around the sending."""
-        with self._calls:  # from several threads: one order
+        with self._calls:  # calls from several threads have one order
             return self._connection.start(operation(Turn(self, label)), label)
 
 
@@ -48,13 +50,13 @@ class Turn:
     def __init__(self, line: Turns, label: str) -> None:
         self._line = line
         self._label = label
-        self._failures_seen = line.failures
+        self._dissolved = line.dissolved
 
     async def send(self, submit: Callable[[int], Awaitable[T]]) -> T:
         """Send one request under the next number; `submit` is called with it.
 
-        A refusal uses the number up. Without an answer, the server may be waiting for it: then
-        no other number may follow, and the run ends here.
+        A refusal uses the number up. Without any answer the server may be waiting for it: then no
+        other number may follow, and the run ends here.
         """
         line = self._line
         line.sent += 1
@@ -65,29 +67,32 @@ class Turn:
                 line.lost = error
             raise
 
+    def send_others_away(self, reason: BaseException) -> None:
+        """Whoever is in line now counts on gradients that there will not be, and is not sent.
+
+        For what the server cannot know; about requests that it refused, it tells those behind itself.
+        """
+        self._line.dissolved += 1
+        self._line.reason = reason
+
     async def __aenter__(self) -> Turn:
         line = self._line
         await line.turn.acquire()
         if line.lost is not None:
             line.turn.release()
             raise NotSubmittedError(
-                f"{self._label} of {line.model_id} was not sent: the server did not answer request {line.sent} and "
-                "may or may not hold it. Go on from a saved state, in a new training client"
+                f"{self._label} of {line.model_id} was not sent: the server did not answer request "
+                f"{line.sent} and may or may not hold it. Go on from a saved state, in a new training client"
             ) from line.lost
-        if line.failures != self._failures_seen:
-            line.failures += 1  # whoever stood behind this one depends on it as well
+        if line.dissolved != self._dissolved:
             line.turn.release()
             raise NotSubmittedError(
-                f"{self._label} of {line.model_id} was not sent: it stood in line behind an operation that "
-                f"could not be sent ({line.last_failure}). Calls made from now on are sent again"
-            ) from line.last_failure
+                f"{self._label} of {line.model_id} was not sent: it was called after an operation that then "
+                f"failed before it was sent ({line.reason}). What is called from now on is sent again"
+            ) from line.reason
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        line = self._line
-        if error is not None:
-            line.failures += 1
-            line.last_failure = error
-        line.turn.release()
+        self._line.turn.release()

@@ -68,9 +68,9 @@ async def await_result(
         ResultGoneError: the server no longer has the result.
         APIError: the server is lost, or its answer is not the protocol's.
     """
-    pace = _Pace(config)
+    pace = Pace(config)
     while True:
-        pace.ask()
+        asked = time.monotonic()
         try:
             response = await _poll(transport, config, request_id, waiting)
         except (APIConnectionError, APIStatusError) as error:
@@ -78,12 +78,12 @@ async def await_result(
                 if isinstance(error, NotFoundError):
                     error.add_note("The server does not know this request; it may have been restarted.")
                 raise
-            pause = pace.after_failure(error, f"{result_type.name} (request {request_id})")
+            pause = pace.after_failure(error, asked, f"{result_type.name} (request {request_id})")
         else:
             if response is not None:
                 clock.touch()
                 return _read(response, request_id, result_type)
-            pause = pace.after_pending()
+            pause = pace.after_pending(time.monotonic() - asked)
         idle = clock.idle_seconds(waiting)
         if idle > config.stuck_timeout_seconds:
             raise StuckRequestError(
@@ -93,32 +93,30 @@ async def await_result(
         await asyncio.sleep(pause)
 
 
-class _Pace:
-    """How long to wait between two polls."""
+class Pace:
+    """How many seconds to wait between two polls."""
 
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
-        self._asked = 0.0
         self._pause = FIRST_PAUSE_SECONDS
         self._failures = 0
         self._lost_since = 0.0
 
-    def ask(self) -> None:
-        self._asked = time.monotonic()
-
-    def after_pending(self) -> float:
+    def after_pending(self, held_seconds: float) -> float:
         """Nothing after a poll that was held; after quick answers more and more, up to a second."""
         self._failures = 0
-        if time.monotonic() - self._asked >= HELD_SECONDS:
+        if held_seconds >= HELD_SECONDS:
             self._pause = FIRST_PAUSE_SECONDS
             return 0.0
         pause, self._pause = self._pause, min(2 * self._pause, LAST_PAUSE_SECONDS)
         return pause
 
-    def after_failure(self, error: APIConnectionError | APIStatusError, what: str) -> float:
+    def after_failure(
+        self, error: APIConnectionError | APIStatusError, asked: float, what: str
+    ) -> float:
         """As `backoff_seconds`; raises the error once the server has been lost for too long."""
         if self._failures == 0:
-            self._lost_since = self._asked
+            self._lost_since = asked
         self._failures += 1
         pause = backoff_seconds(self._failures, self._config.first_backoff_seconds, error)
         budget = self._config.reconnect_timeout_seconds
@@ -158,7 +156,9 @@ async def _poll(
         # The size of a large result instead of the result, which we did not ask for: ask again.
         if body.get("status") != "complete_metadata":
             return response
-    raise APIResponseValidationError(f"request {request_id}: the server sends the result's size, never the result")
+    raise APIResponseValidationError(
+        f"request {request_id}: the server sends the result's size, never the result"
+    )
 
 
 def _read(response: httpx.Response, request_id: str, result_type: ResultType[T]) -> T:

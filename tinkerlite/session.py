@@ -10,7 +10,7 @@ import itertools
 import logging
 import time
 import weakref
-from typing import Literal
+from typing import Any, Literal
 
 from tinkerlite.connection import PROTOCOL_VERSION, Connection
 from tinkerlite.errors import APIError, NotFoundError, ResultGoneError
@@ -36,7 +36,7 @@ class Session:
         display_name: str | None = None,
     ) -> None:
         self.connection = connection
-        body = {
+        body: dict[str, Any] = {
             "type": "create_session",
             "tags": [],
             "user_metadata": user_metadata or {},
@@ -44,9 +44,7 @@ class Session:
             **({"project_id": project_id} if project_id else {}),
             **({"display_name": display_name} if display_name else {}),
         }
-        created = connection.wait(
-            connection.ask(CreateSessionResponse, "POST", "create_session", json=body)
-        )
+        created = connection.wait(connection.ask(CreateSessionResponse, "POST", "create_session", json=body))
         for level, message in (
             (logging.INFO, created.info_message),
             (logging.WARNING, created.warning_message),
@@ -120,7 +118,9 @@ class _Heart:
                 )
                 heard = time.monotonic()
             except ResultGoneError:
-                logger.warning("session %s: the server has ended it; make a new ServiceClient", self._session_id)
+                logger.warning(
+                    "session %s: the server has ended it; make a new ServiceClient", self._session_id
+                )
                 return
             except APIError as error:
                 silent = time.monotonic() - heard

@@ -30,6 +30,7 @@ from tinkerlite.types import (
     ForwardBackwardOutput,
     GetInfoResponse,
     LoadWeightsResponse,
+    LossFnOutput,
     LossFnType,
     OptimStepResponse,
     SamplingClientKind,
@@ -137,16 +138,25 @@ class TrainingClient(Ready):
 
         async def operation(turn: Turn) -> ForwardBackwardOutput:
             async with turn:
-                receipts = await batches.send_batch(self._connection, turn, chunks)
-                output = await batches.collect(self._connection, receipts, name, self._clock)
-                linear = await asyncio.to_thread(
-                    custom_loss.linearise, given, output.loss_fn_outputs, loss_fn
-                )
-                second = await asyncio.to_thread(self._pack_cross_entropy, linear.data, forward_only=False)
+                try:
+                    receipts = await batches.send_batch(self._connection, turn, chunks)
+                    output = await batches.collect(self._connection, receipts, name, self._clock)
+                    linear, second = await asyncio.to_thread(
+                        self._second_pass, given, output.loss_fn_outputs, loss_fn
+                    )
+                except Exception as error:
+                    turn.send_others_away(error)
+                    raise
                 receipts = await batches.send_batch(self._connection, turn, second)
             return linear.add_to(await batches.collect(self._connection, receipts, name, self._clock))
 
         return self._turns.start(operation, f"{name} of {len(given)} datums")
+
+    def _second_pass(
+        self, data: list[Datum], outputs: Sequence[LossFnOutput], loss_fn: custom_loss.CustomLossFn
+    ) -> tuple[custom_loss.LinearisedLoss, list[batches.PackedChunk]]:
+        linear = custom_loss.linearise(data, outputs, loss_fn)
+        return linear, self._pack_cross_entropy(linear.data, forward_only=False)
 
     def _pack_cross_entropy(self, data: Sequence[Datum], *, forward_only: bool) -> list[batches.PackedChunk]:
         return batches.pack(
@@ -166,7 +176,9 @@ class TrainingClient(Ready):
         """
         params = optim_params or adam_params
         if params is None or (optim_params is not None and adam_params is not None):
-            raise InvalidRequest("optim_step takes one AdamParams, as in optim_step(AdamParams(learning_rate=1e-4))")
+            raise InvalidRequest(
+                "optim_step takes one AdamParams, as in optim_step(AdamParams(learning_rate=1e-4))"
+            )
         body = {"type": "optim_step", "adam_params": params.model_dump()}
         return self._run("optim_step", body, OPTIM_STEP)
 

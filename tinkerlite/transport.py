@@ -137,7 +137,9 @@ class Transport:
             )
         except httpx.TimeoutException as error:
             raise APITimeoutError(
-                f"{method} {url}: no answer within {seconds:g} s ({type(error).__name__})", method=method, url=url
+                f"{method} {url}: no answer within {seconds:g} s ({type(error).__name__})",
+                method=method,
+                url=url,
             ) from error
         except (httpx.TransportError, httpx.DecodingError) as error:
             reason = str(error) or type(error).__name__
@@ -193,9 +195,7 @@ def _status_error(response: httpx.Response, method: str, url: str) -> APIStatusE
     if response.is_redirect:
         detail = f"the server moved to {response.headers.get('location')}; use that as base_url"
     kind = InternalServerError if status >= 500 else _STATUS_ERRORS.get(status, APIStatusError)
-    error = kind(
-        f"{method} {url}: {status}: {detail}", status_code=status, body=body, method=method, url=url
-    )
+    error = kind(f"{method} {url}: {status}: {detail}", status_code=status, body=body, method=method, url=url)
     error.retry_after_seconds = _retry_after(response.headers)
     if status == 401:
         error.add_note("The key comes from api_key=..., TINKERLITE_API_KEY or TINKER_API_KEY.")

@@ -30,12 +30,12 @@ class CheckpointFolders:
         return self._root / folder
 
     def write(self, label: str, fill: Callable[[Path], None], register: Callable[[str, int], None]) -> None:
-        """Make a folder: `fill` writes into it, and once it is complete `register` is told its name and bytes.
-
-        If anything raises on the way, nothing is left.
+        """Make a folder; if anything raises on the way, nothing is left.
 
         Args:
             label: how the folder's name begins, for people who look.
+            fill: writes the files into the folder that it is given.
+            register: is told the complete folder's name, and how many bytes it holds.
         """
         unfinished = self._root / f"{_UNFINISHED}{secrets.token_hex(8)}"
         unfinished.mkdir()

@@ -32,7 +32,7 @@ from tinkerlite_server.operations import (
     UnloadRun,
 )
 from tinkerlite_server.store import Store
-from tinkerlite_server.tables import SamplerRow
+from tinkerlite_server.tables import RunRow, SamplerRow
 
 
 class Executor:
@@ -41,9 +41,7 @@ class Executor:
     Every method but `__init__` is called from the engine's thread.
     """
 
-    def __init__(
-        self, engine: Engine, store: Store, folders: CheckpointFolders, adapters: Adapters
-    ) -> None:
+    def __init__(self, engine: Engine, store: Store, folders: CheckpointFolders, adapters: Adapters) -> None:
         self._engine = engine
         self._store = store
         self._folders = folders
@@ -88,6 +86,11 @@ class Executor:
         """Free a run."""
         self._engine.drop_run(model_id)
 
+    def forget_run(self, model_id: str) -> None:
+        """The run never came to be."""
+        self._engine.drop_run(model_id)
+        self._store.delete_run(model_id)
+
     def _create(self, operation: CreateRun) -> Done:
         self._engine.create_run(operation.model_id, operation.base_model, operation.adapter)
         return _answer(model_id=operation.model_id, type="create_model")
@@ -108,15 +111,11 @@ class Executor:
     # ---- saving ----
 
     def _save(self, operation: Save) -> Done:
-        run = self._store.find_run(operation.model_id)
-        if run is None:
-            raise UnknownName(f"there is no training run {operation.model_id!r}")
+        run = self._run_row(operation.model_id)
         name, kind = operation.name, operation.kind
         taken = self._store.find_checkpoint(run.id, kind, name, run.owner)
         if taken is not None and not operation.overwrite:
-            raise BadRequest(
-                f"{taken.path} exists already; save under another name, or with overwrite=True"
-            )
+            raise BadRequest(f"{taken.path} exists already; save under another name, or with overwrite=True")
 
         def fill(folder: Path) -> None:
             self._engine.save_run(operation.model_id, folder, optimizer=kind == "weights")
@@ -139,12 +138,12 @@ class Executor:
         return _answer(path=path, sampling_session_id=None, type="save_weights_for_sampler")
 
     def _snapshot(self, operation: Snapshot) -> Done:
-        run = self._store.find_run(operation.model_id)
-        if run is None:
-            raise UnknownName(f"there is no training run {operation.model_id!r}")
+        run = self._run_row(operation.model_id)
         sampler_id = operation.sampling_session_id
         if self._store.find_sampler(sampler_id) is not None:
-            raise BadRequest(f"sampling session {sampler_id!r} exists already; count sampling_session_seq_id up")
+            raise BadRequest(
+                f"sampling session {sampler_id!r} exists already; count sampling_session_seq_id up"
+            )
         dropped = self._adapters.snapshot(operation.model_id, sampler_id)
         self._store.add_sampler(
             SamplerRow(
@@ -165,6 +164,12 @@ class Executor:
                 "Save weights that you want to keep with save_weights_for_sampler(name)",
             )
         return _answer(path=None, sampling_session_id=sampler_id, type="save_weights_for_sampler")
+
+    def _run_row(self, model_id: str) -> RunRow:
+        run = self._store.find_run(model_id)
+        if run is None or run.ended:
+            raise UnknownName(f"training run {model_id!r} has ended")
+        return run
 
     # ---- sampling ----
 

@@ -17,7 +17,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal
+from hashlib import blake2b
+from typing import Any, Literal
 
 from tinkerlite_server.errors import BadRequest, Gone, UnknownName
 
@@ -242,6 +243,16 @@ class FutureTable:
             self._gone[request_id] = entry.owner
             while len(self._gone) > _REMEMBERED_GONE:
                 self._gone.popitem(last=False)
+
+
+def fingerprint(*parts: Any) -> bytes:
+    """A digest by which a request is recognised when it is sent again."""
+    digest = blake2b(digest_size=16)
+    for part in parts:
+        data = part if isinstance(part, bytes) else repr(part).encode("utf-8", "backslashreplace")
+        digest.update(len(data).to_bytes(8))
+        digest.update(data)
+    return digest.digest()
 
 
 def _wake(waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]) -> None:

@@ -17,6 +17,10 @@ SavedKind = Literal["weights", "sampler_weights"]
 """The middle segment of a checkpoint's path: a training checkpoint, or weights to sample from."""
 
 
+UNNUMBERED = -1
+"""The `seq_id` of an operation that was sent without one; it takes the next free number."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Operation:
     """Something one training run is asked to do."""
@@ -24,7 +28,7 @@ class Operation:
     request_id: str
     model_id: str
     seq_id: int
-    """From 1. What makes the run has 0; -1 means that the caller gave none, and takes the next number."""
+    """From 1; what makes the run has 0."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -89,7 +93,7 @@ class Sample:
     owner: str
     work: SampleWork
     folder: str | None
-    """The checkpoint folder that the adapter is read from if need be; None for a snapshot or the base model."""
+    """The checkpoint folder to read the adapter from, if need be; None for a snapshot or the base model."""
     prompt_logprobs_last_n: int | None = None
     """Positions before the last n are blanked in the answer."""
 

@@ -8,7 +8,7 @@ the client does not use it again.
 from __future__ import annotations
 
 from tinkerlite_server.errors import BadRequest, Busy
-from tinkerlite_server.operations import LostGradients, Operation, Refusal
+from tinkerlite_server.operations import UNNUMBERED, LostGradients, Operation, Refusal
 
 _MOST_REFUSED = 10_000
 """Refused numbers remembered ahead of their turn; a client that piles up more waits out its gaps."""
@@ -37,7 +37,7 @@ class RunQueue:
 
     def number(self, operation: Operation) -> int:
         """The number that an operation runs under: its own, or the one after the last known."""
-        if operation.seq_id >= 0:
+        if operation.seq_id != UNNUMBERED:
             return operation.seq_id
         return max(self.next_seq, *(seq + 1 for seq in (*self._waiting, *self._refused)), 1)
 
@@ -80,9 +80,17 @@ class RunQueue:
         self._pass_refused()
         self._look_for_gap(now)
 
-    def waits_for(self) -> int | None:
-        """The missing number that holds up operations which have arrived, if there is one."""
-        return self._gap[0] if self._gap else None
+    def why_waiting(self, request_id: str) -> str | None:
+        """In words, what one of the queued operations waits for; None if it is not here."""
+        for seq, operation in self._waiting.items():
+            if operation.request_id == request_id:
+                if self._gap:
+                    return (
+                        f"operation {seq} of {self.model_id} waits for {self._gap[0]}, which has not arrived"
+                    )
+                ahead = sum(other < seq for other in self._waiting)
+                return f"{ahead} operations of {self.model_id} are ahead of it" if ahead else "it is its turn"
+        return None
 
     def give_up_gap(self, *, now: float, after_seconds: float) -> tuple[int, list[Operation]]:
         """The number that stayed missing too long, and what waited behind it; both leave the queue.

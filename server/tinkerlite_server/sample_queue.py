@@ -106,6 +106,16 @@ class SampleQueue:
         """Whether the engine has it."""
         return request_id in self._running
 
+    def why_waiting(self, request_id: str) -> str | None:
+        """In words, where a request is; None if it is not here."""
+        if request_id in self._running:
+            return "the sampler is at it"
+        for line in self._lines.values():
+            if request_id in line:
+                ahead = list(line).index(request_id)
+                return f"{ahead} sample requests of this key and {self._size} samples in all are queued"
+        return None
+
     def running(self) -> list[str]:
         """Requests that the engine has."""
         return list(self._running)

@@ -21,11 +21,12 @@ from typing import Any, TypeVar
 from sqlalchemy import create_engine, delete, event, func, select, update
 from sqlalchemy.orm import Session
 
+from tinkerlite.types import CheckpointType
 from tinkerlite_server.engine.protocols import AdapterConfig
 from tinkerlite_server.errors import BadRequest, Gone, ServerError, UnknownName
 from tinkerlite_server.tables import Base, CheckpointRow, RunRow, SamplerRow, SessionRow
 
-KINDS = {"weights": "training", "sampler_weights": "sampler"}
+KINDS: Mapping[str, CheckpointType] = {"weights": "training", "sampler_weights": "sampler"}
 """The middle segment of a checkpoint's path, and the checkpoint type that it stands for."""
 
 

@@ -160,6 +160,21 @@ class TrainingRunsResponse(Response):
     cursor: Cursor
 
 
+class GetSessionResponse(Response):
+    """The training runs and samplers of a session."""
+
+    training_run_ids: list[str]
+    sampler_ids: list[str]
+    user_metadata: dict[str, Any] | None = None
+    display_name: str | None = None
+
+
+class ListSessionsResponse(Response):
+    """A page of session ids."""
+
+    sessions: list[str]
+
+
 class ClientConfigResponse(Response):
     """What the server asks of clients. Every field has a default, so `{}` is an answer."""
 

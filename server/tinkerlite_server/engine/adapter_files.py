@@ -206,7 +206,7 @@ def _peft_config(tensors: Mapping[str, object], config: AdapterConfig, base_mode
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
         "r": config.rank,
-        "lora_alpha": int(config.alpha) if config.alpha.is_integer() else config.alpha,
+        "lora_alpha": int(config.alpha) if float(config.alpha).is_integer() else config.alpha,
         "lora_dropout": 0.0,
         # Last names, as every reader understands them. Each names all modules so called.
         "target_modules": sorted({path.rpartition(".")[2] for path in tensors}),

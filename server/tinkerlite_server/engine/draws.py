@@ -141,7 +141,7 @@ def _draw(weights_BV: Tensor, u_B: Tensor) -> Tensor:
     block_B, rest_B = _invert(sums, u_B * sums.sum(dim=-1, dtype=torch.float64))
     ids = block_B[:, None] * _BLOCK + torch.arange(_BLOCK, device=weights_BV.device)
     inside = weights_BV.gather(1, ids.clamp_max(vocabulary - 1)).where(ids < vocabulary, 0.0)
-    return block_B * _BLOCK + _invert(inside, rest_B)[0]
+    return (block_B * _BLOCK + _invert(inside, rest_B)[0]).clamp_max(vocabulary - 1)
 
 
 def _draw_filtered(weights_BV: Tensor, top_k: int, top_p_B1: Tensor, u_B: Tensor) -> Tensor:

@@ -67,14 +67,19 @@ def converted(file: Path, cache: Path) -> Path:
         write_tokenizer(file, made)
         write_model(file, made)
         fsync_folder(made)
-        try:
-            made.rename(folder)
-        except OSError:
-            # Renaming onto a folder with files in it fails: another process was first.
-            if not folder.is_dir():
-                raise
+        move_into_place(made, folder)
     logger.info("converted %s to %s in %.1f s", file.name, folder, time.monotonic() - started)
     return folder
+
+
+def move_into_place(made: Path, folder: Path) -> None:
+    """Rename; where another process was first, its folder stays, and `made` where it was."""
+    try:
+        made.rename(folder)
+    except OSError:
+        # Renaming onto a folder with files in it fails.
+        if not folder.is_dir():
+            raise
 
 
 def _content_key(file: Path) -> str:

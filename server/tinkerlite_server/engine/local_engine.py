@@ -52,6 +52,10 @@ class LocalEngine:
         """See `Trainer.optim_step`."""
         return self._trainer.optim_step(model_id, params)
 
+    def discard_gradients(self, model_id: str) -> None:
+        """See `Trainer.discard_gradients`."""
+        self._trainer.discard_gradients(model_id)
+
     def save_run(self, model_id: str, folder: Path, *, optimizer: bool) -> None:
         """See `Trainer.save_run`."""
         self._trainer.save_run(model_id, folder, optimizer=optimizer)

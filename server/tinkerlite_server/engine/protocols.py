@@ -228,6 +228,8 @@ class EngineLimits:
     """Most tokens in one prefill or scoring pass."""
     max_slots: int = 64
     """Most samples decoding at once, per base model."""
+    max_cache_bytes: int = field(default=4 * 2**30)
+    """Fewer decode at once where the keys and values of their full lengths would exceed this."""
     head_chunk: int = 256
     """Most positions whose full-vocabulary logits exist at once."""
     max_models_bytes: int = field(default=16 * 2**30)

@@ -36,18 +36,10 @@ class SlotCache:
         self._device, self._dtype = model.device, model.dtype
         self._max_slots, self._max_bytes = max_slots, max_bytes
         self._token_bytes = 2 * model.layers * model.kv_heads * model.head_size * model.dtype.itemsize
+        self.slots = 0
+        self.capacity = 0
         self.keys: list[Tensor] = [self._zeros(0, 0) for _ in range(model.layers)]
         self.values: list[Tensor] = [self._zeros(0, 0) for _ in range(model.layers)]
-
-    @property
-    def slots(self) -> int:
-        """Slots allocated."""
-        return self.keys[0].shape[0]
-
-    @property
-    def capacity(self) -> int:
-        """Tokens allocated per slot."""
-        return self.keys[0].shape[2]
 
     def most_samples(self, longest: int) -> int:
         """How many samples may run at once when the longest of them ends with this many tokens."""
@@ -63,15 +55,19 @@ class SlotCache:
         roomy_tokens = _rounded(max(tokens, 2 * self.capacity)) if tokens > self.capacity else self.capacity
         if roomy_slots * roomy_tokens * self._token_bytes > self._max_bytes:
             roomy_slots, roomy_tokens = slots, _rounded(tokens)
-        # A layer at a time, so that old and new exist side by side for one layer only.
+        # A layer at a time, so that old and new exist side by side for one layer only. Should memory
+        # run out half-way, every layer still holds what it held, and the sizes stay as they were.
         for layers in (self.keys, self.values):
             for layer, old in enumerate(layers):
                 new = self._zeros(roomy_slots, roomy_tokens)
                 kept = old[:roomy_slots, :, :roomy_tokens]
                 new[: kept.shape[0], :, : kept.shape[2]] = kept
                 layers[layer] = new
+        self.slots, self.capacity = roomy_slots, roomy_tokens
 
-    def write_prompt(self, first_slot: int, count: int, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    def write_prompt(
+        self, first_slot: int, count: int, keys: Sequence[Tensor], values: Sequence[Tensor]
+    ) -> None:
         """Copy one prompt's keys and values, per layer (G, P, D), into `count` slots."""
         slots, tokens = slice(first_slot, first_slot + count), keys[0].shape[1]
         for layer in range(len(self.keys)):
@@ -109,7 +105,11 @@ class DecodeStream:
     """
 
     def __init__(
-        self, cache: SlotCache, tokens: Sequence[int], positions: Sequence[int], adapters: Sequence[AdapterRows]
+        self,
+        cache: SlotCache,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        adapters: Sequence[AdapterRows],
     ) -> None:
         device = cache.keys[0].device
         self.input_ids_N = torch.tensor(tokens, device=device)

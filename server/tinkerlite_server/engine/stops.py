@@ -33,9 +33,7 @@ class Detokenizer:
 
     def text(self, tokens: Sequence[int]) -> str:
         """The tokens' text; a character with missing bytes reads as U+FFFD."""
-        return self._tokenizer.decode(
-            tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        return self._tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def length(self, token: int) -> int | None:
         """Characters that this token adds, or None if it begins or ends within one."""

@@ -187,6 +187,11 @@ class LocalTrainer:
         """AdamW on the accumulated gradients, then zero them."""
         return self.run(model_id).optimizer.step(params)
 
+    def discard_gradients(self, model_id: str) -> None:
+        """Zero the accumulated gradients without a step."""
+        for _, tensor in self.run(model_id).adapter.parameters():
+            tensor.grad = None
+
     def save_run(self, model_id: str, folder: Path, *, optimizer: bool) -> None:
         """Write the adapter in PEFT layout and, if asked, the optimizer's moments and step."""
         run = self.run(model_id)

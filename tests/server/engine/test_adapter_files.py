@@ -180,6 +180,13 @@ def test_an_adapter_that_peft_saved_is_read_with_its_scale(base, folder, rank_st
     assert (config.seed, config.train_attn, config.train_mlp, config.train_unembed) == (0, True, False, False)
 
 
+@pytest.mark.parametrize(("alpha", "written"), [(12, "12"), (12.0, "12"), (12.5, "12.5")])
+def test_a_whole_alpha_is_written_as_the_integer_that_peft_declares(folder, alpha, written):
+    config = AdapterConfig(rank=RANK, alpha=alpha, seed=0)
+    write_adapter(folder, {QUERY: random_pair(HIDDEN, HIDDEN, 0)}, config, "some/model")
+    assert f'"lora_alpha": {written},' in (folder / "adapter_config.json").read_text()
+
+
 def test_target_modules_are_last_names_as_other_readers_expect(base, folder):
     write_adapter(folder, adapter_of(base, "q_proj", "lm_head"), CONFIG, "some/model")
     stated = json.loads((folder / "adapter_config.json").read_text())

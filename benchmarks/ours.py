@@ -1,0 +1,289 @@
+"""What we take, over HTTP on loopback: the server is a process of its own, and so is this client.
+
+Every function takes a job and returns numbers by metric, one a repetition.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+import numpy as np
+
+from benchmarks.work import Ids, Job, Unavailable, Work, policy, timed
+from cookbook.datums import policy_datum
+from cookbook.machine import peak_rss_mib
+from cookbook.server_process import running_server
+from tinkerlite import SamplingClient, ServiceClient, TrainingClient
+from tinkerlite.types import AdamParams, Datum, ModelInput, SamplingParams, TensorData
+
+Measured = dict[str, list[float]]
+
+ADAM = AdamParams(learning_rate=1e-4)
+
+
+@contextmanager
+def _service(job: Job) -> Iterator[ServiceClient]:
+    """A client of the job's server, or of a fresh one that ends with the block."""
+    if job.base_url:
+        with ServiceClient(base_url=job.base_url) as service:
+            yield service
+        return
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        with (
+            running_server([job.model], folder / "data", folder / "server.log") as url,
+            ServiceClient(base_url=url) as service,
+        ):
+            yield service
+
+
+def _sampler(service: ServiceClient, job: Job) -> SamplingClient:
+    if not job.work.rank:
+        return service.create_sampling_client(base_model=job.model)
+    return _trainer(service, job).save_weights_and_get_sampling_client()
+
+
+def _trainer(service: ServiceClient, job: Job) -> TrainingClient:
+    return service.create_lora_training_client(job.model, rank=job.work.rank, seed=0)
+
+
+def _rates(tokens: int, seconds: Sequence[float]) -> list[float]:
+    return [tokens / each for each in seconds]
+
+
+# ---- sampling ----
+
+
+def sample(job: Job) -> Measured:
+    """Sampled tokens per second; all prompts are sent at once, and logprobs come with the tokens."""
+    return _sampled(job, [job.work.tokens] * job.work.groups, [job.work.prompt] * job.work.groups)
+
+
+def sample_mixed(job: Job) -> Measured:
+    """The same number of tokens, with lengths spread evenly from a quarter to seven quarters."""
+    spread = np.linspace(0.25, 1.75, job.work.groups)
+    tokens = np.round(job.work.tokens * spread).astype(int)
+    # Another order, so that long prompts do not go with long completions.
+    prompts = np.random.default_rng(0).permutation(np.round(job.work.prompt * spread).astype(int))
+    return _sampled(job, tokens.tolist(), prompts.tolist())
+
+
+def _sampled(job: Job, tokens: Sequence[int], prompts: Sequence[int]) -> Measured:
+    with _service(job) as service:
+        sampler = _sampler(service, job)
+
+        def once(repetition: int) -> None:
+            drawn = replace(job.work, prompt=max(prompts)).draw(repetition, job.vocab_size)
+            cut = [group[0][:length] for group, length in zip(drawn, prompts, strict=True)]
+            _sample(sampler, cut, tokens, job.work.samples)
+
+        _sample(sampler, [job.work.small().draw(0, job.vocab_size)[0][0]], [8], job.work.samples)
+        return {"tokens_per_second": _rates(sum(tokens) * job.work.samples, timed(once, job.repeats))}
+
+
+def _sample(
+    sampler: SamplingClient, prompts: Sequence[Ids], tokens: Sequence[int], samples: int
+) -> list[list[tuple[list[int], np.ndarray]]]:
+    """Completions by prompt, as (tokens, logprobs). Nothing stops them early, so their lengths are known."""
+    pending = [
+        sampler.sample(
+            ModelInput.from_ints(prompt),
+            num_samples=samples,
+            sampling_params=SamplingParams(max_tokens=length, temperature=1.0, stop=[]),
+        )
+        for prompt, length in zip(prompts, tokens, strict=True)
+    ]
+    completions = [
+        [(s.tokens, np.asarray(s.logprobs, np.float32)) for s in future.result().sequences]
+        for future in pending
+    ]
+    lengths = [[len(ids) for ids, _ in group] for group in completions]
+    if lengths != [[length] * samples for length in tokens]:
+        raise RuntimeError(f"asked for completions of {list(tokens)} tokens, got {lengths}")
+    return completions
+
+
+# ---- scoring ----
+
+
+def score(job: Job) -> Measured:
+    """Tokens per second through `compute_logprobs`; all sequences are sent at once."""
+    with _service(job) as service:
+        sampler = _sampler(service, job)
+
+        def once(repetition: int, work: Work = job.work) -> None:
+            _score(sampler, [ids for group in work.draw(repetition, job.vocab_size) for ids in group])
+
+        once(0, job.work.small())
+        return {"tokens_per_second": _rates(job.work.total_tokens, timed(once, job.repeats))}
+
+
+def score_unshared(job: Job) -> Measured:
+    """Sequences of the same lengths that have nothing in common."""
+    return score(replace(job, work=job.work.unshared()))
+
+
+def _score(sampler: SamplingClient, sequences: Sequence[Ids]) -> list[list[float | None]]:
+    pending = [sampler.compute_logprobs(ModelInput.from_ints(ids)) for ids in sequences]
+    return [future.result() for future in pending]
+
+
+# ---- training ----
+
+
+def train(job: Job) -> Measured:
+    """Tokens per second of forward_backward and optim_step, and the peak memory of server and client."""
+    # Peak memory is that of a server which has done nothing else.
+    with _service(replace(job, base_url="")) as service:
+        trainer = _trainer(service, job)
+
+        def once(repetition: int, work: Work = job.work) -> None:
+            _update(trainer, _datums(work, repetition, job.vocab_size))
+
+        once(0, job.work.small())
+        rates = _rates(job.work.total_tokens, timed(once, job.repeats))
+    return {"tokens_per_second": rates, "peak_rss_mib": [peak_rss_mib()]}
+
+
+def train_unshared(job: Job) -> Measured:
+    """Sequences of the same lengths that have nothing in common."""
+    return train(replace(job, work=job.work.unshared()))
+
+
+def _datums(work: Work, repetition: int, vocab_size: int) -> list[Datum]:
+    examples = [policy(ids, work.prompt) for group in work.draw(repetition, vocab_size) for ids in group]
+    return [
+        Datum(
+            model_input=ModelInput.from_ints(example.tokens),
+            loss_fn_inputs={
+                "target_tokens": TensorData.from_numpy(example.targets),
+                "logprobs": TensorData.from_numpy(example.logprobs),
+                "advantages": TensorData.from_numpy(example.advantages),
+            },
+        )
+        for example in examples
+    ]
+
+
+def _update(trainer: TrainingClient, data: list[Datum]) -> None:
+    update = trainer.forward_backward(data, "importance_sampling")
+    stepped = trainer.optim_step(ADAM)
+    update.result()
+    stepped.result()
+
+
+def opd_step(job: Job) -> Measured:
+    """Seconds of one step: weights to the sampler, sample, let the base model grade, train."""
+    with _service(job) as service:
+        student = _trainer(service, job)
+        teacher = service.create_sampling_client(base_model=job.model)
+
+        def once(repetition: int, work: Work = job.work) -> None:
+            prompts = [group[0][: work.prompt] for group in work.draw(repetition, job.vocab_size)]
+            sampler = student.save_weights_and_get_sampling_client()
+            groups = _sample(sampler, prompts, [work.tokens] * work.groups, work.samples)
+            flat = [(prompt, *each) for prompt, group in zip(prompts, groups, strict=True) for each in group]
+            graded = _score(teacher, [np.concatenate([prompt, tokens]) for prompt, tokens, _ in flat])
+            data = [
+                policy_datum(
+                    prompt.tolist(),
+                    tokens,
+                    logprobs,
+                    np.asarray(grades[work.prompt :], np.float32) - logprobs,
+                )
+                for (prompt, tokens, logprobs), grades in zip(flat, graded, strict=True)
+            ]
+            _update(student, data)
+
+        once(0, job.work.small())
+        return {"seconds": timed(once, job.repeats)}
+
+
+def weights_to_sampler(job: Job) -> Measured:
+    """Milliseconds until new weights can be sampled from, after an update of them."""
+    with _service(job) as service:
+        trainer = _trainer(service, job)
+        data = _datums(job.work, 0, job.vocab_size)
+        milliseconds: list[float] = []
+        for _ in range(job.repeats + 1):
+            _update(trainer, data)
+            started = perf_counter()
+            trainer.save_weights_and_get_sampling_client()
+            milliseconds.append(1e3 * (perf_counter() - started))
+        return {"milliseconds": milliseconds[1:]}
+
+
+# ---- latency ----
+
+
+def request(job: Job) -> Measured:
+    """Milliseconds of one short prompt and one token, there and back."""
+    with _service(job) as service:
+        sampler = _sampler(service, job)
+
+        def once(repetition: int) -> None:
+            _sample(sampler, [job.work.draw(repetition, job.vocab_size)[0][0][: job.work.prompt]], [1], 1)
+
+        once(0)
+        return {"milliseconds": [1e3 * each for each in timed(once, job.repeats)]}
+
+
+def cold_start(job: Job) -> Measured:
+    """Seconds from the server's command line to the first sampled token, the model being on disk."""
+
+    seconds: list[float] = []
+    for repetition in range(job.repeats):
+        prompt = job.work.draw(repetition, job.vocab_size)[0][0][: job.work.prompt]
+        started = perf_counter()
+        with _service(replace(job, base_url="")) as service:
+            _sample(_sampler(service, job), [prompt], [1], 1)
+            seconds.append(perf_counter() - started)
+    return {"seconds": seconds}
+
+
+# ---- the client ----
+
+_IMPORT = """
+import resource, sys, time
+unit = 2**20 if sys.platform == "darwin" else 2**10
+started = time.perf_counter()
+__import__(sys.argv[1], fromlist=["ServiceClient", "TrainingClient", "SamplingClient", "types"])
+print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+"""
+
+
+def client_import(job: Job) -> Measured:
+    """Seconds of importing the client in a fresh interpreter, and that interpreter's memory after it.
+
+    What is imported are the classes that a loop uses: names that load on first use cost nothing until then.
+    """
+    return _import("tinkerlite", sys.executable, job.repeats)
+
+
+def official_import(job: Job) -> Measured:
+    """The same for the official SDK, in the environment that holds it."""
+    python = os.environ.get("TINKERLITE_OFFICIAL_PYTHON")
+    if not python:
+        raise Unavailable("TINKERLITE_OFFICIAL_PYTHON names no Python that has the official SDK")
+    return _import("tinker", python, job.repeats)
+
+
+def _import(name: str, python: str, repeats: int) -> Measured:
+    seconds: list[float] = []
+    mebibytes: list[float] = []
+    for repetition in range(repeats + 1):
+        # -P: not from the working directory.
+        done = subprocess.run([python, "-P", "-c", _IMPORT, name], capture_output=True, text=True, check=True)
+        if repetition:  # the first one compiles and fills the file cache
+            time_taken, memory = map(float, done.stdout.split())
+            seconds.append(time_taken)
+            mebibytes.append(memory)
+    return {"seconds": seconds, "peak_rss_mib": mebibytes}

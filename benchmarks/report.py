@@ -1,0 +1,114 @@
+"""Results: ratios, the JSON file, the table. Knows nothing about how anything was measured.
+
+Ratios are of speed or economy, whichever way the unit points: above 1 we are better than the best
+alternative, and 1 is the floor. A throughput's ratio is ours / theirs, a time's or a size's theirs / ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+OURS = "tinkerlite"
+"""Our name among the reasons why somebody was skipped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A row with its numbers. Whoever has none is in `skipped`, with the reason."""
+
+    key: str
+    name: str
+    unit: str
+    higher_is_better: bool
+    ours: float | None
+    alternatives: Mapping[str, float]
+    floor: float | None
+    skipped: Mapping[str, str]
+    work: Mapping[str, int]
+    """Sizes, as in `Work`."""
+    repetitions: Mapping[str, Sequence[float]]
+    """Every repetition of everyone; the figures above are their medians."""
+
+    @property
+    def best(self) -> str | None:
+        """The alternative that does best."""
+        if not self.alternatives:
+            return None
+        choose = max if self.higher_is_better else min
+        return choose(self.alternatives, key=lambda name: self.alternatives[name])
+
+    @property
+    def ratio_to_best(self) -> float | None:
+        """How many times better than the best alternative."""
+        return None if self.best is None else self._ratio(self.alternatives[self.best])
+
+    @property
+    def ratio_to_floor(self) -> float | None:
+        """How much of what is physically possible."""
+        return self._ratio(self.floor)
+
+    def _ratio(self, other: float | None) -> float | None:
+        if not self.ours or not other:
+            return None
+        return self.ours / other if self.higher_is_better else other / self.ours
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields and what follows from them."""
+        return {
+            **asdict(self),
+            "best_alternative": self.best,
+            "ratio_to_best": self.ratio_to_best,
+            "ratio_to_floor": self.ratio_to_floor,
+        }
+
+
+def write_json(
+    path: Path, context: Mapping[str, Any], floor: Mapping[str, Any], results: Sequence[Result]
+) -> None:
+    """One file a run: where it was made, the machine's own rates, and the rows."""
+    content = {**context, "machine": floor, "rows": [result.to_json() for result in results]}
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def print_table(results: Sequence[Result], console: Console) -> None:
+    """Rows, then everyone who was skipped, by reason."""
+    table = Table(title="ours against the best alternative and the floor; above 1.00 is better for both")
+    for heading in ("", "unit", "ours", "best alternative", "ours / best", "floor", "ours / floor"):
+        table.add_column(heading, justify="left" if heading in ("", "unit") else "right", overflow="fold")
+    for result in results:
+        best = "-" if result.best is None else f"{number(result.alternatives[result.best])} {result.best}"
+        table.add_row(
+            result.name,
+            result.unit,
+            number(result.ours),
+            best,
+            ratio(result.ratio_to_best),
+            number(result.floor),
+            ratio(result.ratio_to_floor),
+        )
+    console.print(table)
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for result in results:
+        for who, reason in result.skipped.items():
+            reasons.setdefault((who, reason), []).append(result.key)
+    for (who, reason), keys in reasons.items():
+        console.print(f"skipped {who}: {reason} ({', '.join(keys)})", style="dim", highlight=False)
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, without an exponent."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def ratio(value: float | None) -> str:
+    """Two decimals."""
+    return "-" if value is None else f"{value:.2f}"

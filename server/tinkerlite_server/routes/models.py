@@ -1,0 +1,266 @@
+"""Routes that make training runs, load into them, describe and free them."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
+
+from tinkerlite import types
+from tinkerlite_server.engine.protocols import AdapterConfig
+from tinkerlite_server.errors import BadRequest
+from tinkerlite_server.operations import UNNUMBERED, CreateRun, LoadRun, Operation, UnloadRun
+from tinkerlite_server.routes.exchange import (
+    Body,
+    Owner,
+    Served,
+    digest,
+    numbered,
+    parse,
+    promise,
+    read_json,
+    repeat_key,
+    reply,
+)
+from tinkerlite_server.service import Service
+from tinkerlite_server.settings import Limits
+from tinkerlite_server.tables import CheckpointRow
+
+router = APIRouter()
+
+
+class OptimizerConfig(Body):
+    """The optimizer family of a run."""
+
+    type: str = "adamw"
+
+
+class CreateModel(Body):
+    """Body of create_model."""
+
+    session_id: str
+    model_seq_id: int = Field(ge=0)
+    base_model: str
+    lora_config: types.LoraConfig | None = None
+    optimizer_config: OptimizerConfig = OptimizerConfig()
+    user_metadata: dict[str, Any] | None = None
+
+
+@router.post("/create_model")
+async def create_model(request: Request, service: Served, owner: Owner) -> Response:
+    """Make a training run: a fresh LoRA adapter on a base model."""
+    raw = await read_json(request)
+    body = parse(CreateModel, raw)
+    service.store.live_session(body.session_id, owner)
+    service.saw(body.session_id)
+    info = service.model(body.base_model)
+    _check_optimizer(body.optimizer_config)
+    adapter = _adapter(body.lora_config, service.settings.limits)
+    model_id = f"{body.session_id}:train:{body.model_seq_id}"
+
+    def operation(request_id: str) -> CreateRun:
+        return CreateRun(
+            request_id=request_id, model_id=model_id, seq_id=0, base_model=info.name, adapter=adapter
+        )
+
+    request_id = service.submit_run(
+        owner,
+        body.session_id,
+        digest(raw),
+        operation,
+        adapter=adapter,
+        user_metadata=body.user_metadata or {},
+    )
+    return promise(request_id, model_id=model_id)
+
+
+def _adapter(config: types.LoraConfig | None, limits: Limits) -> AdapterConfig:
+    if config is None:
+        raise BadRequest("lora_config is absent: full fine-tuning is not offered here; name a LoRA rank")
+    if config.rank > limits.max_lora_rank:
+        raise BadRequest(f"lora_config.rank is {config.rank}; it must be 1 to {limits.max_lora_rank}")
+    if not (config.train_attn or config.train_mlp or config.train_unembed):
+        raise BadRequest("lora_config trains nothing: set train_attn, train_mlp or train_unembed")
+    seed = secrets.randbits(63) if config.seed is None else config.seed
+    if not 0 <= seed < 2**64:
+        raise BadRequest(f"lora_config.seed is {seed}; it must be 0 to 2^64 - 1")
+    return AdapterConfig(
+        rank=config.rank,
+        alpha=types.LORA_ALPHA,
+        seed=seed,
+        train_attn=config.train_attn,
+        train_mlp=config.train_mlp,
+        train_unembed=config.train_unembed,
+    )
+
+
+def _check_optimizer(config: OptimizerConfig) -> None:
+    if config.type != "adamw":
+        raise BadRequest(f"optimizer_config.type is {config.type!r}; this server has 'adamw' alone")
+
+
+class LoadWeights(Body):
+    """Body of load_weights, in either addressing: a new run of a session, or a run that exists."""
+
+    path: str
+    optimizer: bool
+    session_id: str | None = None
+    model_seq_id: int | None = Field(default=None, ge=0)
+    base_model: str | None = None
+    optimizer_config: OptimizerConfig = OptimizerConfig()
+    user_metadata: dict[str, Any] | None = None
+    model_id: str | None = None
+    seq_id: int | None = Field(default=None, ge=0)
+
+
+@router.post("/load_weights")
+async def load_weights(request: Request, service: Served, owner: Owner) -> Response:
+    """Make a run from a training checkpoint, or replace the weights of a run by those of one."""
+    raw = await read_json(request)
+    with numbered(service, owner, raw.get("model_id"), raw.get("seq_id")):
+        body = parse(LoadWeights, raw)
+        if (body.session_id is None) == (body.model_id is None):
+            raise BadRequest("name either session_id and model_seq_id (a new run), or model_id and seq_id")
+        _check_optimizer(body.optimizer_config)
+        if body.model_id is not None:
+            return _load_into(body, body.model_id, digest(raw), service, owner)
+        return _load_as_new(body, digest(raw), service, owner)
+
+
+def _load_as_new(body: LoadWeights, content: bytes, service: Service, owner: str) -> Response:
+    if body.session_id is None or body.model_seq_id is None:
+        raise BadRequest("model_seq_id is missing; it numbers the runs of a session")
+    service.store.live_session(body.session_id, owner)
+    service.saw(body.session_id)
+    checkpoint = _training_checkpoint(body.path, service, owner)
+    if body.base_model not in (None, checkpoint.base_model):
+        raise BadRequest(
+            f"base_model is {body.base_model!r}, and {body.path} was trained on {checkpoint.base_model!r}; "
+            "an adapter fits its own base model alone"
+        )
+    info = service.model(checkpoint.base_model)
+    model_id = f"{body.session_id}:train:{body.model_seq_id}"
+
+    def operation(request_id: str) -> LoadRun:
+        return LoadRun(
+            request_id=request_id,
+            model_id=model_id,
+            seq_id=0,
+            base_model=info.name,
+            path=body.path,
+            checkpoint_id=checkpoint.id,
+            optimizer=body.optimizer,
+        )
+
+    request_id = service.submit_run(
+        owner,
+        body.session_id,
+        content,
+        operation,
+        adapter=checkpoint.adapter_config,
+        user_metadata=body.user_metadata or {},
+    )
+    return promise(request_id, model_id=model_id)
+
+
+def _load_into(body: LoadWeights, model_id: str, content: bytes, service: Service, owner: str) -> Response:
+    run = service.store.live_run(model_id, owner)
+    service.saw(run.session_id)
+    checkpoint = _training_checkpoint(body.path, service, owner)
+    if checkpoint.base_model != run.base_model:
+        raise BadRequest(
+            f"{body.path} was trained on {checkpoint.base_model!r}, and {model_id} trains {run.base_model!r}"
+        )
+
+    def operation(request_id: str) -> Operation:
+        return LoadRun(
+            request_id=request_id,
+            model_id=model_id,
+            seq_id=body.seq_id or UNNUMBERED,
+            base_model=run.base_model,
+            path=body.path,
+            checkpoint_id=checkpoint.id,
+            optimizer=body.optimizer,
+        )
+
+    request_id = service.submit(owner, repeat_key(model_id, body.seq_id), content, operation)
+    return promise(request_id, model_id=model_id)
+
+
+def _training_checkpoint(path: str, service: Service, owner: str) -> CheckpointRow:
+    checkpoint = service.store.checkpoint(path, owner)
+    if checkpoint.kind != "weights":
+        raise BadRequest(
+            f"{path} holds weights to sample from; training goes on from tinker://RUN/weights/NAME, "
+            "which save_state() writes"
+        )
+    return checkpoint
+
+
+# ---- describing and freeing ----
+
+
+class ModelId(Body):
+    """Body of get_info and unload_model."""
+
+    model_id: str
+
+
+@router.post("/get_info")
+async def get_info(request: Request, service: Served, owner: Owner) -> Response:
+    """What a run trains."""
+    run = service.store.live_run(parse(ModelId, await read_json(request)).model_id, owner)
+    service.saw(run.session_id)
+    return reply(
+        types.GetInfoResponse(
+            model_id=run.id,
+            model_data=types.ModelData(
+                arch=service.model(run.base_model).arch,
+                model_name=run.base_model,
+                tokenizer_id=run.base_model,
+            ),
+            is_lora=True,
+            lora_rank=run.adapter_config.rank,
+            lora_alpha=run.adapter_config.alpha,
+            model_name=run.base_model,
+        )
+    )
+
+
+@router.post("/unload_model")
+async def unload_model(request: Request, service: Served, owner: Owner) -> Response:
+    """Free a run once what it was sent before is done."""
+    raw = await read_json(request)
+    run = service.store.live_run(parse(ModelId, raw).model_id, owner)
+
+    def operation(request_id: str) -> Operation:
+        return UnloadRun(request_id=request_id, model_id=run.id, seq_id=UNNUMBERED)
+
+    return promise(service.submit(owner, ("unload", run.id), digest(raw), operation), model_id=run.id)
+
+
+class TinkerPath(Body):
+    """Body of weights_info."""
+
+    tinker_path: str
+
+
+@router.post("/weights_info")
+async def weights_info(request: Request, service: Served, owner: Owner) -> Response:
+    """What a checkpoint holds."""
+    path = parse(TinkerPath, await read_json(request)).tinker_path
+    checkpoint = service.store.checkpoint(path, owner)
+    adapter = checkpoint.adapter_config
+    return reply(
+        types.WeightsInfoResponse(
+            base_model=checkpoint.base_model,
+            is_lora=True,
+            lora_rank=adapter.rank,
+            lora_alpha=adapter.alpha,
+            train_unembed=adapter.train_unembed,
+            train_mlp=adapter.train_mlp,
+            train_attn=adapter.train_attn,
+        )
+    )

@@ -1,0 +1,147 @@
+"""Routes of sampling: sessions that fix the weights, and sample requests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
+
+from tinkerlite import types
+from tinkerlite.types import SamplingParams
+from tinkerlite_server.errors import BadRequest
+from tinkerlite_server.operations import Sample
+from tinkerlite_server.routes.dialects import Input
+from tinkerlite_server.routes.exchange import (
+    Body,
+    Owner,
+    Served,
+    digest,
+    parse,
+    promise,
+    read_json,
+    reply,
+)
+from tinkerlite_server.sample_validation import SampleQuestion, sample_work
+from tinkerlite_server.service import Service
+from tinkerlite_server.tables import SamplerRow
+
+router = APIRouter()
+
+
+class CreateSamplingSession(Body):
+    """Body of create_sampling_session: a base model, saved weights, or both if they agree."""
+
+    session_id: str
+    sampling_session_seq_id: int = Field(ge=0)
+    base_model: str | None = None
+    model_path: str | None = None
+
+
+@router.post("/create_sampling_session")
+async def create_sampling_session(request: Request, service: Served, owner: Owner) -> Response:
+    """Fix what to sample from, under an id."""
+    body = parse(CreateSamplingSession, await read_json(request))
+    service.store.live_session(body.session_id, owner)
+    service.saw(body.session_id)
+    wanted = _sampler(body, service, owner)
+    existing = service.store.find_sampler(wanted.id)
+    if existing is None:
+        service.store.add_sampler(wanted)
+    elif (existing.base_model, existing.model_path) != (wanted.base_model, wanted.model_path):
+        raise BadRequest(f"sampling session {wanted.id!r} exists with other weights; count its number up")
+    return reply({"sampling_session_id": wanted.id, "type": "create_sampling_session"})
+
+
+def _sampler(body: CreateSamplingSession, service: Service, owner: str) -> SamplerRow:
+    sampler = SamplerRow(
+        id=f"{body.session_id}:sample:{body.sampling_session_seq_id}",
+        session_id=body.session_id,
+        owner=owner,
+        base_model=body.base_model or "",
+        model_path=body.model_path,
+        adapter_id=None,
+        folder=None,
+        ended=None,
+    )
+    if body.model_path is not None:
+        checkpoint = service.store.checkpoint(body.model_path, owner)
+        if body.base_model not in (None, checkpoint.base_model):
+            raise BadRequest(
+                f"base_model is {body.base_model!r}, and {body.model_path} was trained on "
+                f"{checkpoint.base_model!r}; an adapter fits its own base model alone"
+            )
+        sampler.base_model = checkpoint.base_model
+        sampler.adapter_id = checkpoint.id
+        sampler.folder = checkpoint.folder
+    elif body.base_model is None:
+        raise BadRequest("name base_model, model_path, or both")
+    service.model(sampler.base_model)
+    return sampler
+
+
+@router.get("/samplers/{sampler_id}")
+async def get_sampler(sampler_id: str, service: Served, owner: Owner) -> Response:
+    """What a sampling session samples from."""
+    row = service.store.sampler(sampler_id, owner)
+    return reply(
+        types.GetSamplerResponse(sampler_id=row.id, base_model=row.base_model, model_path=row.model_path)
+    )
+
+
+class SampleBody(Body):
+    """Body of asample. The last three are features that this server refuses by name."""
+
+    sampling_session_id: str
+    seq_id: int | None = Field(default=None, ge=0, lt=2**63)
+    num_samples: int = 1
+    prompt: Input
+    sampling_params: SamplingParams = SamplingParams()
+    prompt_logprobs: bool | None = None
+    topk_prompt_logprobs: int = 0
+    topk_sample_logprobs: int = 0
+    prompt_logprobs_last_n: int | None = None
+    target_prompt_logprobs: Any = None
+    prompt_alt_tokens_k: int = 0
+    record_stability_info: bool | None = None
+
+
+REFUSED = ("target_prompt_logprobs", "prompt_alt_tokens_k", "record_stability_info")
+
+
+@router.post("/asample")
+async def sample(request: Request, service: Served, owner: Owner) -> Response:
+    """Queue a sample request; 429 while too many are queued."""
+    raw = await read_json(request)
+    body = parse(SampleBody, raw)
+    for name in REFUSED:
+        if getattr(body, name):
+            raise BadRequest(f"{name} is not supported by this server; leave it out")
+    sampler = service.store.live_sampler(body.sampling_session_id, owner)
+    service.saw(sampler.session_id)
+    info = service.model(sampler.base_model)
+    question = SampleQuestion(
+        prompt=body.prompt.model_input("prompt"),
+        params=body.sampling_params,
+        num_samples=body.num_samples,
+        prompt_logprobs=bool(body.prompt_logprobs),
+        topk_prompt_logprobs=body.topk_prompt_logprobs,
+        topk_sample_logprobs=body.topk_sample_logprobs,
+        prompt_logprobs_last_n=body.prompt_logprobs_last_n,
+    )
+
+    def make(request_id: str) -> Sample:
+        return Sample(
+            owner=owner,
+            work=sample_work(
+                question, info, service.settings.limits, key=request_id, adapter_id=sampler.adapter_id
+            ),
+            folder=sampler.folder,
+            prompt_logprobs_last_n=body.prompt_logprobs_last_n,
+        )
+
+    key = None if body.seq_id is None else ("sample", sampler.id, body.seq_id)
+    request_id = service.submit_sample(owner, key, digest(raw), make)
+    # The ids depend on the request alone, so that one sent again gets the same.
+    sequence_ids = [f"{request_id}:{index}" for index in range(body.num_samples)]
+    return promise(request_id, sample_sequence_ids=sequence_ids)

@@ -1,0 +1,108 @@
+"""Routes that save weights: to go on training from, or to sample from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
+
+from tinkerlite_server.errors import BadRequest
+from tinkerlite_server.operations import UNNUMBERED, Operation, Save, SavedKind, Snapshot
+from tinkerlite_server.routes.exchange import (
+    Body,
+    Owner,
+    Served,
+    digest,
+    numbered,
+    parse,
+    promise,
+    read_json,
+    repeat_key,
+)
+from tinkerlite_server.validation import check_name, check_ttl
+
+router = APIRouter()
+
+
+class SaveWeights(Body):
+    """Body of save_weights."""
+
+    model_id: str
+    seq_id: int | None = Field(default=None, ge=0)
+    path: str | None = None
+    ttl_seconds: int | None = None
+    overwrite: bool = False
+    user_metadata: dict[str, str] | None = None
+
+
+@router.post("/save_weights")
+async def save_weights(request: Request, service: Served, owner: Owner) -> Response:
+    """Save weights and optimizer state."""
+    raw = await read_json(request)
+    with numbered(service, owner, raw.get("model_id"), raw.get("seq_id")):
+        body = parse(SaveWeights, raw)
+        run = service.store.live_run(body.model_id, owner)
+        service.saw(run.session_id)
+        operation = _save("weights", body)
+        request_id = service.submit(owner, repeat_key(run.id, body.seq_id), digest(raw), operation)
+    return promise(request_id, model_id=run.id)
+
+
+class SaveWeightsForSampler(SaveWeights):
+    """Body of save_weights_for_sampler: `path` to save, or `sampling_session_seq_id` to sample at once."""
+
+    sampling_session_seq_id: int | None = Field(default=None, ge=0)
+    kind: Literal["snapshot", "inflight"] = "snapshot"
+    """Both give a sampling session whose weights stay as they are: "inflight" allows newer ones."""
+
+
+@router.post("/save_weights_for_sampler")
+async def save_weights_for_sampler(request: Request, service: Served, owner: Owner) -> Response:
+    """Save weights to sample from under a name, or hand them to a sampling session of their own."""
+    raw = await read_json(request)
+    with numbered(service, owner, raw.get("model_id"), raw.get("seq_id")):
+        body = parse(SaveWeightsForSampler, raw)
+        run = service.store.live_run(body.model_id, owner)
+        service.saw(run.session_id)
+        if (body.path is None) == (body.sampling_session_seq_id is None):
+            raise BadRequest("name either path (saved weights) or sampling_session_seq_id (a session)")
+        if body.path is not None:
+            operation = _save("sampler_weights", body)
+        else:
+            operation = _snapshot(body, f"{run.session_id}:sample:{body.sampling_session_seq_id}")
+        request_id = service.submit(owner, repeat_key(run.id, body.seq_id), digest(raw), operation)
+    return promise(request_id, model_id=run.id)
+
+
+def _save(kind: SavedKind, body: SaveWeights) -> Callable[[str], Operation]:
+    name = check_name(body.path, "path") if body.path is not None else None
+    ttl_seconds = check_ttl(body.ttl_seconds)
+
+    def operation(request_id: str) -> Operation:
+        return Save(
+            request_id=request_id,
+            model_id=body.model_id,
+            seq_id=body.seq_id or UNNUMBERED,
+            kind=kind,
+            # Without a name, one that no other has.
+            name=name or request_id,
+            ttl_seconds=ttl_seconds,
+            overwrite=body.overwrite,
+            user_metadata=body.user_metadata,
+        )
+
+    return operation
+
+
+def _snapshot(body: SaveWeightsForSampler, sampling_session_id: str) -> Callable[[str], Operation]:
+    def operation(request_id: str) -> Operation:
+        return Snapshot(
+            request_id=request_id,
+            model_id=body.model_id,
+            seq_id=body.seq_id or UNNUMBERED,
+            sampling_session_id=sampling_session_id,
+        )
+
+    return operation

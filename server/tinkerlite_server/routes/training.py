@@ -1,0 +1,116 @@
+"""Routes of training: gradients, and steps on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Request, Response
+from pydantic import Field
+
+from tinkerlite.types import AdamParams, ForwardBackwardRequest
+from tinkerlite.wire import PROTOBUF_CONTENT_TYPE, decode_forward_backward_request
+from tinkerlite_server.errors import BadRequest
+from tinkerlite_server.operations import UNNUMBERED, ForwardBackward, Operation, OptimStep
+from tinkerlite_server.routes.dialects import forward_backward_from_json
+from tinkerlite_server.routes.exchange import (
+    Body,
+    Owner,
+    Served,
+    content_type,
+    digest,
+    numbered,
+    parse,
+    promise,
+    read_json,
+    repeat_key,
+)
+from tinkerlite_server.service import Service
+from tinkerlite_server.validation import batch_fingerprint, train_batch
+
+router = APIRouter()
+
+
+@router.post("/forward_backward")
+async def forward_backward(request: Request, service: Served, owner: Owner) -> Response:
+    """Add a batch's gradients to its run's, or (`forward_only`) only compute its losses.
+
+    The body is a protobuf message; JSON of older clients is understood too.
+    """
+    kind = content_type(request)
+    if kind == PROTOBUF_CONTENT_TYPE:
+        return _submit(decode_forward_backward_request(await request.body()), service, owner)
+    if kind != "application/json":
+        raise HTTPException(
+            415, f"the body is sent as {kind or 'no type'}; send {PROTOBUF_CONTENT_TYPE} or application/json"
+        )
+    return _submit_json(await read_json(request), service, owner, forward_only=False)
+
+
+@router.post("/forward")
+async def forward(request: Request, service: Served, owner: Owner) -> Response:
+    """Losses without gradients, as older clients ask for them."""
+    return _submit_json(await read_json(request), service, owner, forward_only=True)
+
+
+def _submit_json(raw: dict[str, Any], service: Service, owner: str, *, forward_only: bool) -> Response:
+    loses = not forward_only
+    with numbered(service, owner, raw.get("model_id"), raw.get("seq_id"), loses_gradients=loses):
+        request = forward_backward_from_json(raw, forward_only=forward_only)
+    return _submit(request, service, owner)
+
+
+def _submit(request: ForwardBackwardRequest, service: Service, owner: str) -> Response:
+    model_id, seq_id = request.model_id, request.seq_id
+    with numbered(service, owner, model_id, seq_id, loses_gradients=not request.forward_only):
+        if seq_id < 0:
+            raise BadRequest(f"seq_id is {seq_id}; operations are numbered from 1")
+        run = service.store.live_run(model_id, owner)
+        service.saw(run.session_id)
+        try:
+            batch = train_batch(request, service.model(run.base_model), service.settings.limits)
+        except BadRequest as error:
+            raise BadRequest(f"forward_backward {seq_id} of {model_id}: {error}") from error
+
+        def operation(request_id: str) -> Operation:
+            return ForwardBackward(
+                request_id=request_id, model_id=model_id, seq_id=seq_id or UNNUMBERED, batch=batch
+            )
+
+        request_id = service.submit(owner, repeat_key(model_id, seq_id), batch_fingerprint(batch), operation)
+    return promise(request_id, model_id=model_id)
+
+
+class OptimStepBody(Body):
+    """Body of optim_step."""
+
+    model_id: str
+    seq_id: int | None = Field(default=None, ge=0)
+    adam_params: AdamParams | None = None
+    optimizer_params: dict[str, Any] | None = None
+
+
+@router.post("/optim_step")
+async def optim_step(request: Request, service: Served, owner: Owner) -> Response:
+    """Step on the accumulated gradients, then zero them."""
+    raw = await read_json(request)
+    with numbered(service, owner, raw.get("model_id"), raw.get("seq_id")):
+        body = parse(OptimStepBody, raw)
+        if body.optimizer_params is not None:
+            kind = body.optimizer_params.get("type")
+            raise BadRequest(f"optimizer_params of type {kind!r} do not fit: runs here step by adam_params")
+        params = body.adam_params
+        if params is None:
+            raise BadRequest("adam_params is missing")
+        run = service.store.live_run(body.model_id, owner)
+        service.saw(run.session_id)
+
+        def operation(request_id: str) -> Operation:
+            return OptimStep(
+                request_id=request_id,
+                model_id=run.id,
+                seq_id=body.seq_id or UNNUMBERED,
+                params=params,
+            )
+
+        request_id = service.submit(owner, repeat_key(run.id, body.seq_id), digest(raw), operation)
+    return promise(request_id, model_id=run.id)

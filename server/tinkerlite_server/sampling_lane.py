@@ -1,0 +1,97 @@
+"""SamplingLane: sample requests from acceptance to answer."""
+
+from __future__ import annotations
+
+import threading
+
+from tinkerlite_server.boundary import as_failure, attempt
+from tinkerlite_server.errors import ServerError
+from tinkerlite_server.executor import Executor, sample_answer
+from tinkerlite_server.futures import Done, Failed, FutureTable
+from tinkerlite_server.operations import Sample
+from tinkerlite_server.sample_queue import SampleQueue
+
+
+class SamplingLane:
+    """One engine's sampling work. `step` belongs to the engine's thread, the rest to any.
+
+    Args:
+        wake: the scheduler's lock; notified when there is work.
+    """
+
+    def __init__(
+        self, executor: Executor, futures: FutureTable, queue: SampleQueue, wake: threading.Condition
+    ) -> None:
+        self._executor = executor
+        self._futures = futures
+        self._queue = queue
+        self._wake = wake
+        self._cancelled: list[str] = []
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything. Under the lock, on the engine's thread."""
+        return self._queue.is_waiting or bool(self._cancelled) or self._executor.is_sampling
+
+    # ---- accepting ----
+
+    def accept(self, sample: Sample) -> None:
+        """Queue a request; see `Scheduler.accept_sample`."""
+        with self._wake:
+            self._queue.put(sample)
+            self._wake.notify()
+
+    def cancel(self, request_id: str) -> None:
+        """Give up a request, waiting or running; ids of anything else are ignored."""
+        with self._wake:
+            if not self._queue.withdraw(request_id):
+                if self._queue.finish(request_id) is None:
+                    return
+                self._cancelled.append(request_id)
+                self._wake.notify()
+        self._futures.settle(request_id, Failed("the request was cancelled", "user"))
+
+    def why_waiting(self, request_id: str) -> str | None:
+        """In words, where a pending request is; None if it is none of these."""
+        with self._wake:
+            return self._queue.why_waiting(request_id)
+
+    # ---- running ----
+
+    def step(self) -> bool:
+        """Hand over what fits, and let every running sample get on. False: there was nothing to do."""
+        with self._wake:
+            cancelled, self._cancelled = self._cancelled, []
+            admitted = self._queue.admit()
+        for request_id in cancelled:
+            self._executor.cancel_sample(request_id)
+        for sample in admitted:
+            started = attempt("sample", lambda sample=sample: self._executor.start_sample(sample))
+            if isinstance(started, ServerError):
+                self._end(sample.request_id, started)
+        if not self._executor.is_sampling:
+            return bool(admitted or cancelled)
+        results = attempt("sampling", self._executor.sampling_step)
+        if isinstance(results, ServerError):
+            self._end_all(results)
+            return True
+        for result in results:
+            with self._wake:
+                sample = self._queue.finish(result.key)
+            if sample is not None:
+                answer = attempt("the answer to sample", lambda s=sample, r=result: sample_answer(s, r))
+                self._futures.settle(result.key, answer if isinstance(answer, Done) else as_failure(answer))
+        return True
+
+    def _end(self, request_id: str, error: ServerError) -> None:
+        with self._wake:
+            self._queue.finish(request_id)
+        self._futures.settle(request_id, as_failure(error))
+
+    def _end_all(self, error: ServerError) -> None:
+        """The step itself failed: what became of the running samples is not known, so all end here."""
+        with self._wake:
+            running = self._queue.running()
+        for request_id in running:
+            self._executor.cancel_sample(request_id)
+            self._end(request_id, error)

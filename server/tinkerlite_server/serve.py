@@ -1,0 +1,183 @@
+"""`tinkerlite serve`: the server as a process that listens on a port."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from tinkerlite_server.errors import ServerError
+from tinkerlite_server.settings import Settings, is_loopback
+
+DESCRIPTION = """\
+Serve base models to clients of the Tinker protocol: sampling, scoring, and LoRA training.
+
+A model is named by its hub id or by a folder. Name several to have a student and its teacher in
+one server. Weights are loaded when they are first used.
+"""
+
+EXAMPLES = """\
+examples:
+  tinkerlite serve --model HuggingFaceTB/SmolLM2-135M-Instruct
+  tinkerlite serve --model ./student --model ./teacher --port 9000
+  tinkerlite serve --model ./student --host 0.0.0.0 --api-key tml-secret
+
+Clients: ServiceClient(base_url="http://127.0.0.1:8000"). The official SDK wants a key that begins
+with tml-, and takes any such key here unless --api-key is given.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        return _serve(arguments)
+    except (ServerError, OSError) as error:
+        print(f"tinkerlite serve: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tinkerlite serve",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--model", action="append", required=True, metavar="NAME", help="hub id or folder; may be repeated"
+    )
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine alone)")
+    add("--port", type=int, default=8000, help="port; 0 takes a free one (default: %(default)s)")
+    add(
+        "--data-dir",
+        type=Path,
+        default=Path("~/.tinkerlite"),
+        metavar="DIR",
+        help="where checkpoints and their metadata are kept (default: %(default)s)",
+    )
+    add(
+        "--api-key",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="let in callers with this key alone; repeat for several. Each sees only its own work",
+    )
+    add("--device", default="auto", help="cpu, cuda or cuda:N (default: cuda where there is one)")
+    add(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="of base weights (default: bfloat16 where the hardware multiplies it, else float32)",
+    )
+    return parser
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    if not is_loopback(arguments.host) and not arguments.api_key:
+        raise ServerError(
+            f"listening on {arguments.host} would let in whoever can reach this machine; "
+            "name the keys to let in with --api-key, or keep to --host 127.0.0.1"
+        )
+    settings = Settings(
+        data_dir=arguments.data_dir.expanduser(),
+        host=arguments.host,
+        port=arguments.port,
+        api_keys=tuple(arguments.api_key),
+    )
+    # A port in use shows at once, not after minutes of fetching a model.
+    with _listen(settings.host, settings.port) as listener:
+        app = _build(arguments, settings)
+        address = listener.getsockname()
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        ready = (
+            f"tinkerlite is ready at http://{host}:{address[1]}\n"
+            f"  models: {', '.join(app.state.service.catalog)}\n"
+            f"  data:   {settings.data_dir}\n"
+            f"  keys:   {len(settings.api_keys) or 'any'}\n"
+            "Stop it with Ctrl-C."
+        )
+        _Server(app, ready).run(sockets=[listener])
+    return 0
+
+
+def _build(arguments: argparse.Namespace, settings: Settings) -> FastAPI:
+    # Not before the arguments are known to be good: these imports take seconds.
+    from tinkerlite_server.app import create_app
+    from tinkerlite_server.engine.catalog import build_catalog
+    from tinkerlite_server.engine.local_engine import LocalEngine
+    from tinkerlite_server.engine.protocols import EngineLimits
+
+    limits = EngineLimits(device=arguments.device, dtype=arguments.dtype)
+    return create_app(settings, LocalEngine(build_catalog(arguments.model, limits), limits))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address.
+
+    Raises:
+        ServerError: the port is taken, or the address is none of this machine's.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except (OSError, OverflowError) as error:
+        raise ServerError(f"cannot listen on {host}:{port} ({error}); name another with --port") from error
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which says when it is ready, and stops without waiting for held polls."""
+
+    def __init__(self, app: FastAPI, ready: str) -> None:
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            ws="none",
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=5,
+        )
+        super().__init__(config)
+        self._service = app.state.service
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say so."""
+        await super().startup(sockets)
+        if self.started:
+            print(self._ready, flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """On the first signal end the held polls, on the second everything."""
+        self._service.begin_shutdown()
+        super().handle_exit(sig, frame)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Being told to stop is no failure: unlike uvicorn's own, this does not raise the signal again."""
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = {each: signal.signal(each, self.handle_exit) for each in signals}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)

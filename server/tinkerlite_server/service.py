@@ -1,0 +1,247 @@
+"""Service: one server's parts, put together, and the life of its sessions. Knows no HTTP.
+
+A session is one client process. While it gives signs of life, its training runs and sampling
+sessions stay in memory; when it ends, they are freed, and its saved checkpoints remain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from tinkerlite_server.adapters import Adapters
+from tinkerlite_server.auth import Keyring
+from tinkerlite_server.boundary import attempt
+from tinkerlite_server.checkpoint_folders import CheckpointFolders
+from tinkerlite_server.engine.protocols import AdapterConfig, Engine, ModelInfo
+from tinkerlite_server.errors import BadRequest, ServerError, UnknownName
+from tinkerlite_server.executor import Executor
+from tinkerlite_server.futures import FutureTable, Ticket
+from tinkerlite_server.operations import CreateRun, LoadRun, Operation, Refusal, Sample
+from tinkerlite_server.sample_queue import SampleQueue
+from tinkerlite_server.scheduler import Scheduler
+from tinkerlite_server.settings import Settings
+from tinkerlite_server.store import Store
+
+logger = logging.getLogger(__name__)
+
+_STOP_SECONDS = 10.0
+"""How long stopping waits for the engine call under way."""
+
+
+class Service:
+    """Everything a route may need.
+
+    Raises:
+        FolderInUse: another server is running on the data folder.
+    """
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        limits = settings.limits
+        self.settings = settings
+        self.catalog = engine.catalog
+        self.keyring = Keyring(settings.api_keys)
+        self.store = Store(settings.data_dir)
+        self.futures = FutureTable(
+            result_seconds=limits.result_seconds,
+            unfetched_seconds=limits.unfetched_seconds,
+            max_result_bytes=limits.max_result_bytes,
+        )
+        samples = SampleQueue(window=limits.sampler_window, limit=limits.max_queued_samples)
+        self._folders = CheckpointFolders(settings.data_dir / "checkpoints")
+        adapters = Adapters(
+            engine,
+            samples.uses,
+            snapshots_per_run=limits.snapshots_per_run,
+            loaded=limits.loaded_adapters,
+        )
+        executor = Executor(engine, self.store, self._folders, adapters)
+        self.scheduler = Scheduler(executor, self.futures, samples, limits)
+        self._last_seen: dict[str, float] = {}
+        self._used_runs: dict[str, float] = {}
+        self._sweeper: asyncio.Task[None] | None = None
+
+    # ---- life of the process ----
+
+    async def startup(self) -> None:
+        """Begin to serve. What an earlier process had in memory has ended; what it saved is there."""
+        self.store.recover("the server was restarted")
+        self._folders.collect(self.store.folders_in_use, unfinished=True)
+        now = time.monotonic()
+        self._last_seen = dict.fromkeys(self.store.live_session_ids(), now)
+        self.scheduler.start()
+        self._sweeper = asyncio.create_task(self._sweep_for_ever())
+
+    def begin_shutdown(self) -> None:
+        """Answer every held poll at once, so that connections can close. Safe in a signal handler."""
+        self.futures.close()
+
+    async def shutdown(self) -> None:
+        """Finish the engine call under way, and stop."""
+        self.begin_shutdown()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._sweeper
+        if not await asyncio.to_thread(self.scheduler.stop, _STOP_SECONDS):
+            logger.warning("the engine is still busy after %.0f s; leaving it", _STOP_SECONDS)
+        self.store.touch_runs(self._used_runs)
+        self.store.close()
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.limits.sweep_seconds)
+            await asyncio.to_thread(attempt, "the sweep", self.sweep)
+
+    def sweep(self) -> None:
+        """Let go of what has expired: results, gaps, sessions, checkpoints, folders."""
+        limits = self.settings.limits
+        self.futures.sweep()
+        self.scheduler.give_up_gaps()
+        deadline = time.monotonic() - limits.session_seconds
+        for session_id, seen in list(self._last_seen.items()):
+            if seen < deadline:
+                self.end_session(session_id, f"it gave no sign of life for {limits.session_seconds:.0f} s")
+        used, self._used_runs = self._used_runs, {}
+        self.store.touch_runs(used)
+        self.store.drop_expired_checkpoints()
+        self._folders.collect(self.store.folders_in_use)
+
+    # ---- models ----
+
+    def model(self, name: str) -> ModelInfo:
+        """What is known of a base model.
+
+        Raises:
+            UnknownName: it is not offered here.
+        """
+        if name not in self.catalog:
+            raise UnknownName(
+                f"base model {name!r} is not offered here; this server has {sorted(self.catalog)}"
+            )
+        return self.catalog[name]
+
+    # ---- sessions ----
+
+    def open_session(
+        self, owner: str, *, tags: list[str], user_metadata: dict[str, Any], display_name: str | None
+    ) -> str:
+        """A new session's id."""
+        session_id = f"sess-{secrets.token_hex(8)}"
+        self.store.add_session(
+            session_id, owner, tags=tags, user_metadata=user_metadata, display_name=display_name
+        )
+        self.saw(session_id)
+        return session_id
+
+    def saw(self, session_id: str) -> None:
+        """The session gave a sign of life."""
+        self._last_seen[session_id] = time.monotonic()
+
+    def end_session(self, session_id: str, reason: str) -> None:
+        """End a session: free its runs and snapshots, and fail what still waits. Once is enough."""
+        self._last_seen.pop(session_id, None)
+        runs, samplers = self.store.end_session(session_id, reason)
+        for model_id in runs:
+            self.scheduler.free_run(model_id, f"session {session_id} has ended, as {reason}")
+        for sampler in samplers:
+            if sampler.adapter_id is not None and sampler.folder is None:
+                self.scheduler.free_snapshot(sampler.adapter_id)
+
+    # ---- work ----
+
+    def submit(
+        self, owner: str, key: Hashable | None, digest: bytes, make: Callable[[str], Operation]
+    ) -> str:
+        """Accept an operation, once however often it is sent; return its request id.
+
+        Args:
+            key: names it for repeats; None if the caller gave no number.
+            digest: of its content.
+            make: the operation, from its request id.
+
+        Raises:
+            BadRequest, UnknownName, Busy: it cannot be accepted, and nothing is kept of it.
+        """
+        with self._once(owner, key, digest) as ticket:
+            if ticket.is_new:
+                operation = make(ticket.request_id)
+                self.scheduler.accept(operation, owner)
+                self._used_runs[operation.model_id] = time.time()
+        return ticket.request_id
+
+    def submit_run(
+        self,
+        owner: str,
+        session_id: str,
+        digest: bytes,
+        operation: Callable[[str], CreateRun | LoadRun],
+        *,
+        adapter: AdapterConfig,
+        user_metadata: dict[str, Any],
+    ) -> str:
+        """Accept what makes a training run, and register the run."""
+        made = operation("")
+        with self._once(owner, ("run", made.model_id), digest) as ticket:
+            if ticket.is_new:
+                made = operation(ticket.request_id)
+                self._register_run(owner, session_id, made, adapter, user_metadata)
+        return ticket.request_id
+
+    def _register_run(
+        self,
+        owner: str,
+        session_id: str,
+        operation: CreateRun | LoadRun,
+        adapter: AdapterConfig,
+        user_metadata: dict[str, Any],
+    ) -> None:
+        if self.store.find_run(operation.model_id) is not None:
+            raise BadRequest(f"training run {operation.model_id!r} exists already; count model_seq_id up")
+        # First the row: by the time that the operation has run, it must be there to be changed.
+        self.store.add_run(
+            operation.model_id,
+            session_id=session_id,
+            owner=owner,
+            base_model=operation.base_model,
+            adapter=adapter,
+            user_metadata=user_metadata,
+        )
+        try:
+            self.scheduler.accept(operation, owner)
+        except ServerError:
+            self.store.delete_run(operation.model_id)
+            raise
+
+    def submit_sample(
+        self, owner: str, key: Hashable | None, digest: bytes, make: Callable[[str], Sample]
+    ) -> str:
+        """Accept a sample request, once however often it is sent; return its request id.
+
+        Raises:
+            BadRequest, Busy: it cannot be accepted, and nothing is kept of it.
+        """
+        with self._once(owner, key, digest) as ticket:
+            if ticket.is_new:
+                self.scheduler.accept_sample(make(ticket.request_id))
+        return ticket.request_id
+
+    @contextmanager
+    def _once(self, owner: str, key: Hashable | None, digest: bytes) -> Iterator[Ticket]:
+        """Around the acceptance of a request: if that fails, nothing is kept of it."""
+        ticket = self.futures.open(owner, key, digest)
+        try:
+            yield ticket
+        except ServerError:
+            if ticket.is_new:
+                self.futures.discard(ticket.request_id)
+            raise
+
+    def refuse(self, owner: str, refusal: Refusal) -> None:
+        """Note that a numbered request was turned down."""
+        self.scheduler.refuse(refusal, owner)

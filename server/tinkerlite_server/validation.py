@@ -1,0 +1,244 @@
+"""Everything a training request can get wrong, checked before it is accepted.
+
+In: the types of the wire. Out: the engine's `TrainBatch`, whose ids are in range, whose lengths
+agree and whose numbers are finite. Messages name the datum and the field, the value, and what
+would be right. Ids are never clamped, nor is anything unknown dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinkerlite.types import (
+    Datum,
+    EncodedTextChunk,
+    ForwardBackwardRequest,
+    ModelInput,
+    TensorData,
+)
+from tinkerlite_server.engine.protocols import Example, Floats, Ids, ModelInfo, TrainBatch
+from tinkerlite_server.errors import BadRequest
+from tinkerlite_server.futures import fingerprint
+from tinkerlite_server.settings import Limits
+
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+TTL_SECONDS = range(3600, 10 * 365 * 24 * 3600 + 1)
+"""One hour to ten years."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSchema:
+    """What a loss takes besides `target_tokens`, each shaped like it."""
+
+    needs: tuple[str, ...] = ()
+    allows: tuple[str, ...] = ()
+    config: tuple[str, ...] = ()
+    many_targets: bool = False
+    """Whether targets may be (N, K)."""
+
+
+_CLIPS = ("clip_low_threshold", "clip_high_threshold")
+_POLICY = ("logprobs", "advantages")
+
+LOSSES: Mapping[str, LossSchema] = {
+    "cross_entropy": LossSchema(allows=("weights",), many_targets=True),
+    "importance_sampling": LossSchema(needs=_POLICY),
+    "ppo": LossSchema(needs=_POLICY, allows=_CLIPS, config=_CLIPS),
+    "cispo": LossSchema(needs=_POLICY, allows=_CLIPS, config=_CLIPS),
+    "dro": LossSchema(needs=_POLICY, config=("beta",)),
+    "gspo": LossSchema(needs=_POLICY, allows=(*_CLIPS, "sequence_ratio_mask"), config=_CLIPS),
+}
+"""The losses on offer. Their formulas and defaults are in engine/losses.py."""
+
+
+def train_batch(request: ForwardBackwardRequest, info: ModelInfo, limits: Limits) -> TrainBatch:
+    """The engine's batch.
+
+    Raises:
+        BadRequest: naming what is wrong, and in which datum.
+    """
+    schema = LOSSES.get(request.loss_fn)
+    if schema is None:
+        raise BadRequest(f"loss_fn {request.loss_fn!r} is not one of {sorted(LOSSES)}")
+    config = _loss_config(request.loss_fn, schema, request.loss_fn_config)
+    if not request.data:
+        raise BadRequest("data is empty; send at least one datum")
+    room = limits.max_body_bytes // 4
+    examples: list[Example] = []
+    for index, datum in enumerate(request.data):
+        field = f"data[{index}]"
+        _check_room(datum, room, field)
+        example = _example(datum, request.loss_fn, schema, info, field)
+        room -= example.target_tokens.size * (1 + len(example.inputs))
+        examples.append(example)
+    return TrainBatch(
+        model_id=request.model_id,
+        examples=examples,
+        loss_fn=request.loss_fn,
+        loss_config=config,
+        forward_only=request.forward_only,
+    )
+
+
+def _loss_config(loss_fn: str, schema: LossSchema, given: Mapping[str, float | str]) -> dict[str, float]:
+    config: dict[str, float] = {}
+    for name, value in given.items():
+        if name not in schema.config:
+            known = f"it takes {sorted(schema.config)}" if schema.config else "it takes none"
+            raise BadRequest(f"loss_fn_config[{name!r}] is not an option of {loss_fn}; {known}")
+        if isinstance(value, str) or not np.isfinite(value) or value < 0:
+            raise BadRequest(f"loss_fn_config[{name!r}] is {value!r}; it must be a number, 0 or more")
+        config[name] = float(value)
+    low, high = (config.get(name) for name in _CLIPS)
+    if low is not None and high is not None and low > high:
+        raise BadRequest(
+            f"loss_fn_config: clip_low_threshold {low} is above clip_high_threshold {high}; they bound the "
+            "ratio itself, such as 0.8 and 1.2"
+        )
+    return config
+
+
+def _check_room(datum: Datum, room: int, field: str) -> None:
+    """A sparse tensor of a few bytes may claim any shape; it must not unfold to more than a body holds."""
+    size = sum(int(np.prod(tensor.shape, dtype=object)) for tensor in datum.loss_fn_inputs.values())
+    if size > room:
+        raise BadRequest(
+            f"{field}.loss_fn_inputs unfold to {size} values, and this request has room for {room} more; "
+            "send fewer datums at once"
+        )
+
+
+def _example(datum: Datum, loss_fn: str, schema: LossSchema, info: ModelInfo, field: str) -> Example:
+    tokens = text_tokens(datum.model_input, info, f"{field}.model_input")
+    _check_input_names(datum, loss_fn, schema, field)
+    targets = _targets(datum.loss_fn_inputs["target_tokens"], len(tokens), schema, info, loss_fn, field)
+    inputs = {
+        name: _floats(tensor, targets.shape, f"{field}.loss_fn_inputs[{name!r}]")
+        for name, tensor in datum.loss_fn_inputs.items()
+        if name != "target_tokens"
+    }
+    if loss_fn == "cross_entropy":
+        inputs.setdefault("weights", np.ones(targets.shape, np.float32))
+    return Example(tokens, targets, inputs)
+
+
+def _check_input_names(datum: Datum, loss_fn: str, schema: LossSchema, field: str) -> None:
+    needed = {"target_tokens", *schema.needs}
+    given = set(datum.loss_fn_inputs)
+    if missing := sorted(needed - given):
+        raise BadRequest(
+            f"{field}.loss_fn_inputs lacks {missing}, which {loss_fn} needs; it has {sorted(given)}"
+        )
+    if unknown := sorted(given - needed - set(schema.allows)):
+        raise BadRequest(
+            f"{field}.loss_fn_inputs has {unknown}, which {loss_fn} does not take; "
+            f"it takes {sorted(needed | set(schema.allows))}"
+        )
+
+
+def _targets(
+    tensor: TensorData, length: int, schema: LossSchema, info: ModelInfo, loss_fn: str, field: str
+) -> Ids:
+    field = f"{field}.loss_fn_inputs['target_tokens']"
+    shape = tensor.shape
+    if len(shape) not in ((1, 2) if schema.many_targets else (1,)) or shape[0] != length or 0 in shape:
+        wanted = f"({length},) or ({length}, K)" if schema.many_targets else f"({length},)"
+        raise BadRequest(
+            f"{field} has shape {tuple(shape)}; {loss_fn} wants {wanted}, one row per token of model_input"
+        )
+    if len(shape) == 2 and shape[1] > info.vocab_size:
+        raise BadRequest(f"{field} has {shape[1]} targets a token, and there are {info.vocab_size} tokens")
+    if tensor.dtype != "int64":
+        raise BadRequest(f"{field} is {tensor.dtype}; token ids are int64")
+    targets = tensor.to_numpy()
+    _check_ids(targets, info, field)
+    return targets
+
+
+def _floats(tensor: TensorData, shape: tuple[int, ...], field: str) -> Floats:
+    if tuple(tensor.shape) != shape:
+        raise BadRequest(f"{field} has shape {tuple(tensor.shape)}, and target_tokens has {shape}")
+    values = tensor.to_numpy().astype(np.float32, copy=False)
+    if not np.isfinite(values).all():
+        place = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+        raise BadRequest(f"{field} is {values[place]} at {list(place)}; it must be finite")
+    return values
+
+
+def text_tokens(model_input: ModelInput, info: ModelInfo, field: str) -> Ids:
+    """The token ids of a text input, (N,).
+
+    Raises:
+        BadRequest: it is empty, too long for the context, no text, or has ids outside the vocabulary.
+    """
+    for number, chunk in enumerate(model_input.chunks):
+        if not isinstance(chunk, EncodedTextChunk):
+            raise BadRequest(
+                f"{field}.chunks[{number}] is of type {chunk.type!r}; {info.name} reads text alone"
+            )
+    tokens = model_input.to_numpy()
+    if len(tokens) == 0:
+        raise BadRequest(f"{field} is empty; it needs at least one token")
+    if len(tokens) > info.max_context:
+        raise BadRequest(
+            f"{field} has {len(tokens)} tokens, and the context of {info.name} holds {info.max_context}"
+        )
+    _check_ids(tokens, info, field)
+    return tokens
+
+
+def _check_ids(ids: NDArray[np.int64], info: ModelInfo, field: str) -> None:
+    outside = (ids < 0) | (ids >= info.vocab_size)
+    if outside.any():
+        place = tuple(int(i) for i in np.argwhere(outside)[0])
+        raise BadRequest(
+            f"{field} has token id {int(ids[place])} at {list(place)}; {info.name} has ids "
+            f"0 to {info.vocab_size - 1}. Was it made with another model's tokenizer?"
+        )
+
+
+def batch_fingerprint(batch: TrainBatch) -> bytes:
+    """The digest of a forward_backward: of its content, whatever order its bytes came in."""
+    parts: list[Any] = [batch.loss_fn, sorted(batch.loss_config.items()), batch.forward_only]
+    for example in batch.examples:
+        arrays = [example.tokens, example.target_tokens]
+        arrays += [values for _, values in sorted(example.inputs.items())]
+        parts.append(sorted(example.inputs))
+        parts += [part for array in arrays for part in (array.shape, array.tobytes())]
+    return fingerprint(*parts)
+
+
+# ---- names and times ----
+
+
+def check_name(name: str, field: str) -> str:
+    """A checkpoint's name.
+
+    Raises:
+        BadRequest: it has other characters than letters, digits and `_.-`, or is too long.
+    """
+    if not NAME.fullmatch(name):
+        raise BadRequest(
+            f"{field} is {name!r}; a name has 1 to 128 letters, digits, dots, dashes and underscores"
+        )
+    return name
+
+
+def check_ttl(ttl_seconds: int | None) -> int | None:
+    """How long to keep a checkpoint; None is for ever.
+
+    Raises:
+        BadRequest: less than an hour or more than ten years.
+    """
+    if ttl_seconds is not None and ttl_seconds not in TTL_SECONDS:
+        raise BadRequest(
+            f"ttl_seconds is {ttl_seconds}; it must be {TTL_SECONDS.start} (an hour) to "
+            f"{TTL_SECONDS.stop - 1} (ten years), or absent to keep the checkpoint"
+        )
+    return ttl_seconds

@@ -1,0 +1,105 @@
+"""Losses in torch on the client's side: two passes, in the line of all other operations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.client.scripted_server import Answer, ScriptedServer
+
+import tinkerlite
+from tinkerlite import errors
+from tinkerlite.types import AdamParams, Datum, ModelInput
+
+STEP = AdamParams(learning_rate=1e-4)
+DATA = [Datum(ModelInput.from_ints([5, 6]), {"target_tokens": [6, 7], "bonus": [1.0, 3.0]})]
+
+
+def squared(data: list[Datum], logprobs: list[torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+    """C = sum of bonus * lp^2, so dC/dlp = 2 * bonus * lp."""
+    bonus = data[0].loss_fn_inputs["bonus"].to_torch()
+    return (bonus * logprobs[0] ** 2).sum(), {"bonus:mean": 2.0}
+
+
+def test_the_second_pass_weighs_each_token_by_minus_the_gradient(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    output = training.forward_backward_custom(DATA, squared).result()
+    first, second = (request.batch for request in server.sent("forward_backward"))
+    assert (first.forward_only, second.forward_only) == (True, False)
+    assert sorted(first.data[0].loss_fn_inputs) == ["target_tokens", "weights"]
+    # The scripted server says that every logprob is -1: dC/dlp = 2 * [1, 3] * -1.
+    assert second.data[0].loss_fn_inputs["weights"].data == [2.0, 6.0]
+    assert output.metrics == {"loss:sum": 4.0, "bonus:mean": 2.0, "surrogate_loss:sum": 2.0}
+
+
+def test_what_is_called_after_it_is_sent_after_its_second_pass(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    update = training.forward_backward_custom(DATA, squared)
+    training.optim_step(STEP).result()
+    update.result()
+    numbers = [request.batch.seq_id for request in server.sent("forward_backward")]
+    assert (numbers, server.sent("optim_step")[0].json["seq_id"]) == ([1, 2], 3)
+
+
+def test_if_it_fails_what_stood_behind_it_is_not_sent_and_later_calls_are(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    def broken(data: list[Datum], logprobs: list[torch.Tensor]) -> Any:
+        raise ZeroDivisionError("no tokens")
+
+    update = training.forward_backward_custom(DATA, broken)
+    step = training.optim_step(STEP)
+    with pytest.raises(ZeroDivisionError):
+        update.result()
+    with pytest.raises(errors.NotSubmittedError, match="no tokens") as caught:
+        step.result()
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    training.optim_step(STEP).result()
+    # The first pass had number 1; the numbers of what was never sent were never taken.
+    assert [request.json["seq_id"] for request in server.sent("optim_step")] == [2]
+
+
+def test_a_first_pass_that_fails_on_the_server_stops_those_behind_it_too(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    server.script("result of forward_backward-1", Answer(body={"error": "out of memory", "category": "server"}))
+    update = training.forward_backward_custom(DATA, squared)
+    step = training.optim_step(STEP)
+    with pytest.raises(errors.RequestFailedError):
+        update.result()
+    with pytest.raises(errors.NotSubmittedError, match="out of memory"):
+        step.result()
+
+
+def test_a_datum_that_the_loss_ignores_gets_no_gradient(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    training.forward_backward_custom(DATA * 2, squared).result()
+    second = server.sent("forward_backward")[1].batch
+    assert second.data[1].loss_fn_inputs["weights"].data == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("returns", "complaint"),
+    [
+        (lambda lp: lp.sum(), "returns two things"),
+        (lambda lp: (lp.detach().sum(), {}), "one number"),
+        (lambda lp: (lp, {}), "one number"),
+        (lambda lp: (1.0, {}), "one number"),
+        (lambda lp: ((lp + 1).log().sum(), {}), r"data\[0\].*not finite"),
+    ],
+)
+def test_what_it_may_return_is_checked(training: tinkerlite.TrainingClient, returns: Any, complaint: str):
+    with pytest.raises(errors.InvalidRequest, match=complaint):
+        training.forward_backward_custom(DATA, lambda data, logprobs: returns(logprobs[0])).result()
+
+
+def test_a_datum_without_targets_is_refused_before_anything_is_sent(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    with pytest.raises(errors.InvalidDatum, match=r"data\[0\].*target_tokens"):
+        training.forward_backward_custom([Datum(ModelInput.from_ints([1]))], squared)
+    assert server.sent("forward_backward") == []

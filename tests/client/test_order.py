@@ -1,0 +1,173 @@
+"""Order: training operations arrive as they were called, whoever calls and whatever fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+from tests.client.scripted_server import HASTY, PENDING, Answer, ScriptedServer
+
+import tinkerlite
+from tinkerlite import errors
+from tinkerlite.types import AdamParams, Datum, ModelInput
+
+STEP = AdamParams(learning_rate=1e-4)
+
+
+def datum(*tokens: int) -> Datum:
+    return Datum(
+        ModelInput.from_ints(tokens[:-1]),
+        {"target_tokens": tokens[1:], "weights": [1.0] * (len(tokens) - 1)},
+    )
+
+
+def arrivals(server: ScriptedServer) -> list[tuple[str, int]]:
+    """(path, seq_id) of all training operations, as they arrived."""
+    return [
+        (request.path, request.batch.seq_id if request.path == "forward_backward" else request.json["seq_id"])
+        for request in server.received
+        if request.path in ("forward_backward", "optim_step", "save_weights", "load_weights")
+    ]
+
+
+def test_operations_are_all_sent_before_any_is_waited_for(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    release = threading.Event()
+    server.script("result of forward_backward-1", Answer(408, {}, after=release))
+    update = training.forward_backward([datum(1, 2, 3)], "cross_entropy")
+    step = training.optim_step(STEP)
+    saved = training.save_state("after")
+    step.result(), saved.result()
+    assert not update.done()
+    release.set()
+    assert update.result().metrics["loss:sum"] == 2.0
+    assert arrivals(server) == [("forward_backward", 1), ("optim_step", 2), ("save_weights", 3)]
+
+
+def test_calls_from_several_threads_are_numbered_without_gaps_or_repeats(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    def pairs() -> None:
+        for _ in range(5):
+            training.forward_backward([datum(1, 2)], "cross_entropy")
+            training.optim_step(STEP).result()
+
+    threads = [threading.Thread(target=pairs) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [number for _, number in arrivals(server)] == list(range(1, 41))
+
+
+def test_a_slow_submission_holds_up_those_behind_it_and_nothing_overtakes(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    server.script("forward_backward", Answer(503, {}), Answer(503, {}))
+    futures = [training.forward_backward([datum(1, 2)], "cross_entropy"), training.optim_step(STEP)]
+    for future in futures:
+        future.result()
+    assert arrivals(server) == [("forward_backward", 1)] * 3 + [("optim_step", 2)]
+
+
+def test_a_large_batch_goes_in_chunks_and_comes_back_in_the_order_of_its_data(server: ScriptedServer):
+    server.script("client/config", Answer(body={"fwdbwd_max_chunk_len": 2}))
+    with tinkerlite.ServiceClient(base_url=server.url, config=HASTY) as service:
+        training = service.create_lora_training_client("tiny")
+        data = [datum(*range(length + 1)) for length in (1, 2, 3, 4, 5)]
+        update = training.forward_backward(data, "cross_entropy")
+        training.optim_step(STEP).result()
+        output = update.result()
+    assert [each["logprobs"].shape for each in output.loss_fn_outputs] == [[1], [2], [3], [4], [5]]
+    assert output.metrics["loss:sum"] == 15.0
+    assert arrivals(server) == [
+        ("forward_backward", 1),
+        ("forward_backward", 2),
+        ("forward_backward", 3),
+        ("optim_step", 4),
+    ]
+    assert [len(request.batch.data) for request in server.sent("forward_backward")] == [2, 2, 1]
+
+
+def test_what_is_sent_is_what_the_arrays_held_when_the_call_was_made(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    weights = np.array([1.0, 1.0], dtype=np.float32)
+    data = [Datum(ModelInput.from_ints([1, 2]), {"target_tokens": [2, 3], "weights": weights})]
+    update = training.forward_backward(data, "cross_entropy")
+    weights[:] = 7
+    data.clear()
+    update.result()
+    [request] = server.sent("forward_backward")
+    assert request.batch.data[0].loss_fn_inputs["weights"].data == [1.0, 1.0]
+
+
+def test_after_a_refusal_the_next_operation_takes_the_next_number(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    server.script("forward_backward", Answer(400, {"detail": "data[0]: token 2 is out of vocabulary"}))
+    with pytest.raises(errors.BadRequestError):
+        training.forward_backward([datum(1, 2)], "cross_entropy").result()
+    training.optim_step(STEP).result()
+    assert arrivals(server) == [("forward_backward", 1), ("optim_step", 2)]
+
+
+def test_a_batch_refused_halfway_says_that_its_first_half_counts(server: ScriptedServer):
+    server.script("client/config", Answer(body={"fwdbwd_max_chunk_len": 1}))
+    with tinkerlite.ServiceClient(base_url=server.url, config=HASTY) as service:
+        training = service.create_lora_training_client("tiny")
+        training.forward_backward([datum(1, 2)], "cross_entropy").result()
+        server.script("forward_backward", Answer(body={"request_id": "x"}), Answer(400, {"detail": "no"}))
+        with pytest.raises(errors.BadRequestError) as caught:
+            training.forward_backward([datum(1, 2), datum(3, 4)], "cross_entropy").result()
+    assert caught.value.__notes__ == ["1 of 2 chunks of this batch were accepted; their gradients count."]
+
+
+def test_once_the_server_is_lost_in_the_middle_of_a_submission_nothing_more_is_sent(server: ScriptedServer):
+    config = dataclasses.replace(HASTY, reconnect_timeout_seconds=0.05)
+    with tinkerlite.ServiceClient(base_url=server.url, config=config) as service:
+        training = service.create_lora_training_client("tiny")
+        server.script("forward_backward", *[Answer(drop=True)] * 20)
+        update = training.forward_backward([datum(1, 2)], "cross_entropy")
+        step = training.optim_step(STEP)
+        with pytest.raises(errors.APIConnectionError):
+            update.result()
+        for later in (step, training.optim_step(STEP)):
+            with pytest.raises(errors.NotSubmittedError, match="did not answer request 1"):
+                later.result()
+    assert server.sent("optim_step") == []
+
+
+# ---- servers that know no protobuf ----
+
+
+def test_a_server_that_refuses_protobuf_gets_json_under_the_same_number(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    in_json = {
+        "loss_fn_output_type": "",
+        "loss_fn_outputs": [{"logprobs": {"data": [-1.0, -2.0], "dtype": "float32", "shape": [2]}}],
+        "metrics": {"total_loss:sum": 3.0},
+    }
+    server.script("forward_backward", Answer(415, {"detail": "JSON only"}), Answer(body={"request_id": "fb"}))
+    server.script("result of fb", PENDING, Answer(body=in_json))
+    output = training.forward_backward([datum(1, 2, 3)], "cross_entropy").result()
+    assert output.loss_fn_outputs[0]["logprobs"].data == [-1.0, -2.0]
+    assert output.metrics["loss:sum"] == 3.0
+    refused, taken = server.sent("forward_backward")
+    assert refused.batch.seq_id == taken.json["seq_id"] == 1
+    [sent] = taken.json["forward_backward_input"]["data"]
+    assert sent["loss_fn_inputs"]["target_tokens"] == {"data": [2, 3], "dtype": "int64", "shape": [2]}
+
+
+def test_a_refusal_of_the_data_is_not_mistaken_for_one_of_protobuf(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    training.forward_backward([datum(1, 2)], "cross_entropy").result()
+    server.script("forward_backward", Answer(422, {"detail": "data[0]: too long"}))
+    with pytest.raises(errors.UnprocessableEntityError, match="too long"):
+        training.forward_backward([datum(1, 2)], "cross_entropy").result()
+    assert len(server.sent("forward_backward")) == 2

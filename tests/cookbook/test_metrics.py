@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import pytest
+
+from cookbook.metrics import MetricsFile, read_metrics
+
+
+def test_a_row_is_on_disk_before_the_file_is_closed(tmp_path: Path):
+    path = tmp_path / "new" / "metrics.jsonl"
+    with MetricsFile(path) as metrics:
+        metrics.write({"step": 0, "reverse_kl": 1.5, "accuracy": None})
+        assert read_metrics(path) == [{"step": 0, "reverse_kl": 1.5, "accuracy": None}]
+
+
+def test_a_row_cut_by_a_crash_is_dropped_and_the_others_stay(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0}\n{"step": 1}\n{"ste')
+    assert read_metrics(path) == [{"step": 0}, {"step": 1}]
+
+
+def test_what_json_cannot_hold_is_refused_and_leaves_no_broken_line(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    with MetricsFile(path) as metrics:
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            metrics.write({"loss": float("nan")})
+        metrics.write({"step": 1})
+    assert read_metrics(path) == [{"step": 1}]
+
+
+def test_a_new_run_starts_a_new_file(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2):
+        with MetricsFile(path) as metrics:
+            metrics.write({"step": step})
+    assert read_metrics(path) == [{"step": 2}]

@@ -1,0 +1,63 @@
+"""The recipes as a user starts them, on `local://`, on a tiny random model."""
+
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from cookbook import opd, rl, sft
+from cookbook.metrics import read_metrics
+
+SMALL = ["--steps", "1", "--held-out", "2", "--max-tokens", "4", "--rank", "4", "--task", "number-words"]
+ON_POLICY = [*SMALL, "--prompts-per-step", "2", "--group-size", "2"]
+
+
+def arguments(folder: Path, out: Path, *more: str) -> list[str]:
+    return ["--base-url", f"local://{folder}", "--model", str(folder), "--out", str(out), *more]
+
+
+def test_supervised_fine_tuning_says_where_its_weights_are(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    sft.main(arguments(tiny_folder, tmp_path, *SMALL, "--batch-size", "2"))
+    printed = capsys.readouterr().out
+    assert re.search(r"--start-from tinker://\S+/weights/sft", printed)
+    assert re.search(r"--teacher tinker://\S+/sampler_weights/sft", printed)
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1]
+
+
+@pytest.mark.parametrize("recipe", [rl, opd])
+def test_on_policy_recipes_print_both_prompts_and_record_every_step(
+    recipe: ModuleType, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    recipe.main(arguments(tiny_folder, tmp_path, *ON_POLICY))
+    printed = capsys.readouterr().out
+    assert printed.count("<|im_start|>user\\nIn digits: ") == 2
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1]
+    # Without --teacher the teacher is the base model, which an untrained student equals.
+    assert rows[0]["reverse_kl"] == pytest.approx(0.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("recipe", [sft, rl, opd])
+def test_help_reads_the_idea_the_command_and_every_option(
+    recipe: ModuleType, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as ended:
+        recipe.main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert f"usage: python -m {recipe.__name__}" in text
+    for expected in ("The idea.", "The command", "What you should see.", "--base-url", "--learning-rate"):
+        assert expected in text
+
+
+def test_an_unknown_task_is_answered_with_those_that_exist(tiny_folder: Path, tmp_path: Path):
+    with pytest.raises(SystemExit, match="unknown task 'poetry'; choose one of number-words, largest"):
+        sft.main(arguments(tiny_folder, tmp_path, "--task", "poetry"))
+
+
+def test_a_server_that_is_not_there_is_answered_with_how_to_start_one(tmp_path: Path):
+    with pytest.raises(SystemExit, match="tinkerlite serve"):
+        sft.main(["--base-url", "http://127.0.0.1:9", "--out", str(tmp_path)])

@@ -1,0 +1,126 @@
+from itertools import islice
+from random import Random
+
+import pytest
+
+from cookbook.rollouts import Problem
+from cookbook.tasks import (
+    TASKS,
+    exact_match,
+    is_held_out,
+    number_in_words,
+    partial_credit,
+    with_partial_credit,
+)
+
+every_task = pytest.mark.parametrize("name", list(TASKS))
+
+
+def questions(problems: list[Problem]) -> list[str]:
+    return [problem.messages[-1]["content"] for problem in problems]
+
+
+def first(name: str, seed: int, count: int) -> list[Problem]:
+    return list(islice(TASKS[name].training_problems(seed), count))
+
+
+@every_task
+def test_training_never_meets_a_held_out_problem(name: str):
+    held_out = set(questions(TASKS[name].held_out(300)))
+    assert len(held_out) == 300
+    for seed in range(3):
+        assert held_out.isdisjoint(questions(first(name, seed, 1000)))
+
+
+@every_task
+def test_problems_follow_from_the_seed(name: str):
+    assert first(name, 1, 20) == first(name, 1, 20)
+    assert first(name, 1, 20) != first(name, 2, 20)
+
+
+@every_task
+def test_more_held_out_problems_begin_with_the_fewer(name: str):
+    assert TASKS[name].held_out(250)[:200] == TASKS[name].held_out(200)
+
+
+@every_task
+def test_the_answer_itself_is_correct_and_fully_rewarded(name: str):
+    task = with_partial_credit(TASKS[name])
+    for problem in first(name, 0, 20):
+        grade = task.grade(problem, f" {problem.answer}\n")
+        assert (grade.reward, grade.correct) == (1.0, True)
+
+
+def test_a_sum_and_its_mirror_are_on_the_same_side_of_the_split():
+    text = questions(TASKS["sums"].held_out(200))
+    mirrored = [" ".join([*reversed(t.removesuffix(" =").split(" ")), "="]) for t in text]
+    assert text[0] != mirrored[0]
+    assert set(mirrored).isdisjoint(questions(first("sums", 0, 3000)))
+
+
+def test_about_a_tenth_is_held_out():
+    share = sum(is_held_out(str(number)) for number in range(10_000)) / 10_000
+    assert share == pytest.approx(0.1, abs=0.01)
+
+
+def test_answers_are_right():
+    for problem in first("sums", 0, 50):
+        a, _, b, _ = problem.messages[-1]["content"].split()
+        assert int(problem.answer) == int(a) + int(b)
+    for problem in first("largest", 0, 50):
+        numbers = problem.messages[-1]["content"].removeprefix("Largest of ").split()
+        assert problem.answer == max(numbers)
+    for problem in first("sort-letters", 0, 50):
+        letters = problem.messages[-1]["content"].removeprefix("Sort: ").split()
+        assert problem.answer.split() == sorted(letters)
+    for problem in first("number-words", 0, 50):
+        words = problem.messages[-1]["content"].removeprefix("In digits: ")
+        assert number_in_words(int(problem.answer)) == words
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (0, "zero"),
+        (13, "thirteen"),
+        (40, "forty"),
+        (99, "ninety nine"),
+        (100, "one hundred"),
+        (412, "four hundred twelve"),
+        (4012, "four thousand twelve"),
+        (9999, "nine thousand nine hundred ninety nine"),
+    ],
+)
+def test_numbers_in_words(number: int, words: str):
+    assert number_in_words(number) == words
+
+
+def test_numbers_beyond_the_words_are_refused():
+    with pytest.raises(ValueError, match=r"only 0\.\.9999"):
+        number_in_words(10_000)
+
+
+def test_exact_match_ignores_blanks_around_the_answer_and_nothing_else():
+    assert exact_match("42", " 42\n") == 1.0
+    assert exact_match("42", "42.") == 0.0
+
+
+def test_partial_credit_is_half_of_the_similarity_of_the_texts():
+    assert partial_credit("42", "42") == 1.0
+    # One character in common: 2 * 1 / (2 + 2) = 0.5.
+    assert partial_credit("42", "47") == 0.25
+    assert partial_credit("42", "42.") == pytest.approx(0.5 * 4 / 5)
+    # "42" in a sentence of 26 characters: 2 * 2 / (2 + 26).
+    assert partial_credit("42", "The answer you seek is: 42") == pytest.approx(0.5 * 4 / 28)
+    assert partial_credit("42", "no idea") == 0.0
+
+
+def test_near_misses_earn_something_and_are_still_wrong():
+    problem = first("sums", 0, 1)[0]
+    grade = with_partial_credit(TASKS["sums"]).grade(problem, problem.answer + "0")
+    assert 0 < grade.reward < 1
+    assert not grade.correct
+
+
+def test_a_question_is_drawn_from_the_random_numbers_it_is_given():
+    assert TASKS["sums"].draw(Random(1)) == TASKS["sums"].draw(Random(1))

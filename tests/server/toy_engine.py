@@ -1,0 +1,283 @@
+"""ToyEngine: the `Engine` protocol over bigram tables, in numpy.
+
+A base model is a table of logits, next token given the last; an adapter is a table added to it;
+an optimizer step is plain gradient descent. Small enough to check by hand, deterministic, and
+honest: its logprobs are those of its tables. Keeps a record of the calls it gets.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinkerlite.types import AdamParams, SampledSequence, SampleResponse, TopkLogprobs
+from tinkerlite_server.engine.protocols import (
+    AdapterConfig,
+    Floats,
+    ModelInfo,
+    SampleResult,
+    SampleWork,
+    TrainBatch,
+    TrainOutput,
+)
+from tinkerlite_server.errors import BadRequest, ServerError, UnknownName
+
+VOCAB = 11
+MAX_CONTEXT = 32
+END_OF_TEXT = 10
+Table = NDArray[np.float64]
+
+
+@dataclass(eq=False)
+class ToyRun:
+    base_model: str
+    adapter: AdapterConfig
+    table: Table
+    gradient: Table = field(default_factory=lambda: np.zeros((VOCAB, VOCAB)))
+    steps: int = 0
+
+
+@dataclass(eq=False)
+class _Running:
+    work: SampleWork
+    table: Table
+    generators: list[np.random.Generator]
+    tokens: list[list[int]]
+    reasons: list[str | None]
+
+
+class ToyEngine:
+    """Implements `Engine`.
+
+    Args:
+        names: base models; equal names have equal tables.
+        tokenizer_dir: what the catalog says of tokenizer files.
+    """
+
+    def __init__(self, names: Sequence[str] = ("toy", "teacher"), tokenizer_dir: Path = Path()) -> None:
+        self._catalog = {
+            name: ModelInfo(
+                name=name,
+                arch="bigram",
+                vocab_size=VOCAB,
+                max_context=MAX_CONTEXT,
+                eos_ids=(END_OF_TEXT,),
+                dtype="float64",
+                tokenizer_dir=tokenizer_dir,
+                tokenizer_hash="0" * 64,
+            )
+            for name in names
+        }
+        self.calls: list[tuple[str, ...]] = []
+        """What was asked, in order: (verb, model ids or keys ...)."""
+        self.failures: dict[str, Exception] = {}
+        """A verb's next call raises this, once; "forward_backward of ID" makes one batch fail."""
+        self.gate = threading.Event()
+        """While clear, training calls wait: the engine is busy."""
+        self.gate.set()
+        self._runs: dict[str, ToyRun] = {}
+        self._adapters: dict[str, Table] = {}
+        self._running: dict[str, _Running] = {}
+
+    @property
+    def catalog(self) -> Mapping[str, ModelInfo]:
+        return self._catalog
+
+    def run(self, model_id: str) -> ToyRun:
+        if model_id not in self._runs:
+            raise UnknownName(f"no run {model_id!r}")
+        return self._runs[model_id]
+
+    def _called(self, verb: str, *what: str) -> None:
+        self.calls.append((verb, *what))
+        if verb in self.failures:
+            raise self.failures.pop(verb)
+
+    # ---- Trainer ----
+
+    def create_run(self, model_id: str, base_model: str, adapter: AdapterConfig) -> None:
+        self._called("create_run", model_id)
+        self._runs[model_id] = ToyRun(base_model, adapter, np.zeros((VOCAB, VOCAB)))
+
+    def drop_run(self, model_id: str) -> None:
+        self._called("drop_run", model_id)
+        self._runs.pop(model_id, None)
+
+    def forward_backward(self, batches: Sequence[TrainBatch]) -> list[TrainOutput | ServerError]:
+        self._called("forward_backward", *(batch.model_id for batch in batches))
+        self.gate.wait()
+        return [self._one_batch(batch) for batch in batches]
+
+    def _one_batch(self, batch: TrainBatch) -> TrainOutput | ServerError:
+        failure = self.failures.pop(f"forward_backward of {batch.model_id}", None)
+        if isinstance(failure, ServerError):
+            return failure
+        run = self.run(batch.model_id)
+        table = base_table(run.base_model) + run.table
+        logprobs, losses = [], []
+        for example in batch.examples:
+            rows = table[example.tokens]
+            full = rows - np.logaddexp.reduce(rows, axis=-1, keepdims=True)
+            targets = example.target_tokens if example.target_tokens.ndim == 2 else example.target_tokens[:, None]
+            lp = np.take_along_axis(full, targets, axis=-1).reshape(example.target_tokens.shape)
+            weight = self._weight(batch.loss_fn, lp, example.inputs)
+            logprobs.append(lp.astype(np.float32))
+            losses.append((-weight * (1.0 if batch.loss_fn != "cross_entropy" else lp)).astype(np.float32))
+            if not batch.forward_only:
+                one_hot = np.eye(VOCAB)[targets]
+                slope = (weight.reshape(targets.shape)[..., None] * (np.exp(full)[:, None, :] - one_hot)).sum(1)
+                np.add.at(run.gradient, example.tokens, slope)
+        return TrainOutput(logprobs, losses, {"loss:sum": float(sum(loss.sum() for loss in losses))})
+
+    @staticmethod
+    def _weight(loss_fn: str, lp: Table, inputs: Mapping[str, Floats]) -> Table:
+        """The weight of each log-probability in the gradient."""
+        if loss_fn == "cross_entropy":
+            return inputs["weights"].astype(np.float64)
+        return np.exp(lp - inputs["logprobs"]) * inputs["advantages"]
+
+    def optim_step(self, model_id: str, params: AdamParams) -> dict[str, float]:
+        self._called("optim_step", model_id)
+        self.gate.wait()
+        run = self.run(model_id)
+        norm = float(np.linalg.norm(run.gradient))
+        run.table = run.table - params.learning_rate * run.gradient
+        run.gradient = np.zeros_like(run.gradient)
+        run.steps += 1
+        return {"grad_norm": norm, "step": float(run.steps)}
+
+    def discard_gradients(self, model_id: str) -> None:
+        self._called("discard_gradients", model_id)
+        self.run(model_id).gradient[:] = 0
+
+    def save_run(self, model_id: str, folder: Path, *, optimizer: bool) -> None:
+        self._called("save_run", model_id)
+        run = self.run(model_id)
+        np.save(folder / "adapter.npy", run.table)
+        state = {"adapter": run.adapter.__dict__, "steps": run.steps if optimizer else None}
+        (folder / "state.json").write_text(json.dumps(state))
+
+    def load_run(self, model_id: str, base_model: str, folder: Path, *, optimizer: bool) -> AdapterConfig:
+        self._called("load_run", model_id)
+        state = json.loads((folder / "state.json").read_text())
+        if optimizer and state["steps"] is None:
+            raise BadRequest("no optimizer state in there")
+        adapter = AdapterConfig(**state["adapter"])
+        steps = state["steps"] if optimizer else 0
+        self._runs[model_id] = ToyRun(base_model, adapter, np.load(folder / "adapter.npy"), steps=steps)
+        return adapter
+
+    def snapshot(self, model_id: str, adapter_id: str) -> None:
+        self._called("snapshot", model_id, adapter_id)
+        self._adapters[adapter_id] = self.run(model_id).table.copy()
+
+    # ---- Sampler ----
+
+    def load_adapter(self, adapter_id: str, base_model: str, folder: Path) -> None:
+        self._called("load_adapter", adapter_id)
+        self._adapters[adapter_id] = np.load(folder / "adapter.npy")
+
+    def drop_adapter(self, adapter_id: str) -> None:
+        self._called("drop_adapter", adapter_id)
+        self._adapters.pop(adapter_id, None)
+
+    def has_adapter(self, adapter_id: str) -> bool:
+        return adapter_id in self._adapters
+
+    def submit(self, work: SampleWork) -> None:
+        self._called("submit", work.key)
+        table = base_table(work.base_model)
+        if work.adapter_id is not None:
+            table = table + self._adapters[work.adapter_id]
+        self._running[work.key] = _Running(
+            work,
+            table,
+            [np.random.default_rng(seed) for seed in work.seeds],
+            [[] for _ in work.seeds],
+            [None for _ in work.seeds],
+        )
+
+    def cancel(self, key: str) -> None:
+        self._called("cancel", key)
+        self._running.pop(key, None)
+
+    def step(self) -> list[SampleResult]:
+        self._called("step")
+        for running in self._running.values():
+            for index in range(running.work.num_samples):
+                if running.reasons[index] is None:
+                    _draw(running, index)
+        done = [key for key, running in self._running.items() if all(running.reasons)]
+        return [SampleResult(key, _response(self._running.pop(key))) for key in done]
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._running)
+
+
+def base_table(name: str) -> Table:
+    """The logits of a base model: random, and the same wherever the name is the same."""
+    seed = int.from_bytes(blake2b(name.encode(), digest_size=4).digest())
+    return np.random.default_rng(seed).normal(size=(VOCAB, VOCAB))
+
+
+def log_softmax(rows: Table) -> Table:
+    return rows - np.logaddexp.reduce(rows, axis=-1, keepdims=True)
+
+
+def _draw(running: _Running, index: int) -> None:
+    work, tokens = running.work, running.tokens[index]
+    logits = running.table[tokens[-1] if tokens else int(work.prompt[-1])]
+    if work.temperature == 0:
+        token = int(logits.argmax())
+    else:
+        token = int(running.generators[index].choice(VOCAB, p=np.exp(log_softmax(logits / work.temperature))))
+    tokens.append(token)
+    if token in work.stop_ids:
+        running.reasons[index] = "stop"
+    elif len(tokens) == work.max_tokens:
+        running.reasons[index] = "length"
+
+
+def _response(running: _Running) -> SampleResponse:
+    work, full = running.work, log_softmax(running.table)
+    sequences = []
+    for tokens, reason in zip(running.tokens, running.reasons, strict=True):
+        contexts = [int(work.prompt[-1]), *tokens[:-1]]
+        sequences.append(
+            SampledSequence(
+                stop_reason="stop" if reason == "stop" else "length",
+                tokens_np=np.array(tokens, np.int32),
+                logprobs_np=full[contexts, tokens].astype(np.float32),
+                topk_logprobs_np=_topk(full[contexts], work.topk_sample_logprobs),
+            )
+        )
+    scored = np.concatenate([[np.nan], full[work.prompt[:-1], work.prompt[1:]]]).astype(np.float32)
+    return SampleResponse(
+        sequences=sequences,
+        prompt_logprobs_np=scored if work.prompt_logprobs else None,
+        topk_prompt_logprobs_np=_prompt_topk(full, work),
+    )
+
+
+def _topk(rows: Table, k: int) -> TopkLogprobs | None:
+    if k == 0:
+        return None
+    ids = np.argsort(-rows, axis=-1)[:, :k]
+    return TopkLogprobs(ids.astype(np.int32), np.take_along_axis(rows, ids, -1).astype(np.float32))
+
+
+def _prompt_topk(full: Table, work: SampleWork) -> TopkLogprobs | None:
+    topk = _topk(full[work.prompt[:-1]], work.topk_prompt_logprobs)
+    if topk is None:
+        return None
+    ids = np.concatenate([np.zeros((1, topk.token_ids.shape[1]), np.int32), topk.token_ids])
+    unused = np.full((1, topk.token_ids.shape[1]), -99999.0, np.float32)
+    return TopkLogprobs(ids, np.concatenate([unused, topk.logprobs]))

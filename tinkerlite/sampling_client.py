@@ -1,0 +1,225 @@
+"""SamplingClient: one set of weights to sample from, and to score with.
+
+Requests have no order between them; the server batches them as they come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any
+
+from tinkerlite.compat import Ready, offloaded, resolved
+from tinkerlite.connection import Connection
+from tinkerlite.errors import CapabilityError, InvalidRequest, ResultGoneError
+from tinkerlite.future import APIFuture
+from tinkerlite.json_form import prompt_to_json, tensor_to_json
+from tinkerlite.losses import check_prompt
+from tinkerlite.progress import ProgressClock
+from tinkerlite.results import sample_result
+from tinkerlite.session import Session
+from tinkerlite.tokenizers import Tokenizer, load_tokenizer
+from tinkerlite.types import (
+    CreateSamplingSessionResponse,
+    GetSamplerResponse,
+    ModelInput,
+    SampleResponse,
+    SamplingParams,
+    TensorData,
+)
+
+MAX_LOST_RESULTS = 3
+"""How often a sample is asked for again because the server no longer has its result."""
+
+
+class SamplingClient(Ready):
+    """A sampler: fixed weights, any number of requests side by side.
+
+    Made by `ServiceClient.create_sampling_client`, or by a TrainingClient from its weights.
+    """
+
+    def __init__(self, session: Session, sampling_session_id: str, base_model: str) -> None:
+        self._session = session  # kept, since its heartbeats keep the sampler alive
+        self._connection: Connection = session.connection
+        self.sampling_session_id = sampling_session_id
+        self._base_model = base_model
+        self._numbers = itertools.count()
+        self._clock = ProgressClock()
+        limit = self._connection.server_config.sample_max_concurrent_requests
+        self._slots = asyncio.Semaphore(min(limit, self._connection.config.max_concurrent_samples))
+
+    @classmethod
+    def create(
+        cls, session: Session, model_path: str | None = None, base_model: str | None = None
+    ) -> SamplingClient:
+        """A sampler on saved weights, on a base model, or on saved weights over a named base.
+
+        Raises:
+            InvalidRequest: neither was named.
+            NotFoundError: the server has no such weights.
+        """
+        if model_path is None and base_model is None:
+            raise InvalidRequest("create_sampling_client needs a model_path or a base_model")
+        connection = session.connection
+        return connection.wait(_create(cls, session, model_path, base_model))
+
+    def sample(
+        self,
+        prompt: ModelInput,
+        num_samples: int,
+        sampling_params: SamplingParams,
+        include_prompt_logprobs: bool = False,
+        topk_prompt_logprobs: int = 0,
+        topk_sample_logprobs: int = 0,
+        target_prompt_logprobs: TensorData | None = None,
+        prompt_alt_tokens_k: int = 0,
+        prompt_logprobs_last_n: int | None = None,
+    ) -> APIFuture[SampleResponse]:
+        """Draw completions of one prompt. Logprobs are of temperature 1 whatever the temperature.
+
+        Args:
+            prompt: P tokens, at least one.
+            num_samples: how many completions; with a seed, each still has a stream of its own.
+            sampling_params: length, temperature, stops, seed.
+            include_prompt_logprobs: also score the prompt: P logprobs, None for the first token.
+            topk_prompt_logprobs: also return the k likeliest tokens at each prompt position.
+            topk_sample_logprobs: the same at each sampled position.
+            target_prompt_logprobs: int64 (P-1, K), tokens to score at each prompt position after
+                the first; -1 is skipped.
+            prompt_alt_tokens_k: draw this many other tokens at each prompt position after the first.
+            prompt_logprobs_last_n: score only the last n tokens of the prompt.
+
+        Raises:
+            InvalidRequest, InvalidInput: at once; nothing was sent.
+            CapabilityError: from the future, when the server leaves out what was asked for.
+        """
+        check_prompt(prompt)
+        if num_samples < 1:
+            raise InvalidRequest(f"num_samples is {num_samples}; it must be at least 1")
+        for name, count in (
+            ("topk_prompt_logprobs", topk_prompt_logprobs),
+            ("topk_sample_logprobs", topk_sample_logprobs),
+            ("prompt_alt_tokens_k", prompt_alt_tokens_k),
+        ):
+            if count < 0:
+                raise InvalidRequest(f"{name} is {count}; it must be 0 (off) or more")
+        body: dict[str, Any] = {
+            "type": "sample",
+            "sampling_session_id": self.sampling_session_id,
+            "num_samples": num_samples,
+            "prompt": prompt_to_json(prompt),
+            "sampling_params": sampling_params.model_dump(exclude_none=True),
+            "prompt_logprobs": include_prompt_logprobs,
+            "topk_prompt_logprobs": topk_prompt_logprobs,
+            "topk_sample_logprobs": topk_sample_logprobs,
+            "prompt_alt_tokens_k": prompt_alt_tokens_k,
+        }
+        if target_prompt_logprobs is not None:
+            body["target_prompt_logprobs"] = tensor_to_json(target_prompt_logprobs)
+        if prompt_logprobs_last_n is not None:
+            body["prompt_logprobs_last_n"] = prompt_logprobs_last_n
+        return self._connection.start(self._sample("sample", body), "sample")
+
+    def compute_logprobs(
+        self, prompt: ModelInput, prompt_logprobs_last_n: int | None = None
+    ) -> APIFuture[list[float | None]]:
+        """log p of each token of the prompt given those before it: P numbers, in nats.
+
+        None where there is none: at the first token, and before the last n if n is given.
+        """
+        check_prompt(prompt)
+        body: dict[str, Any] = {
+            "type": "sample",
+            "sampling_session_id": self.sampling_session_id,
+            "num_samples": 1,
+            "prompt": prompt_to_json(prompt),
+            "sampling_params": SamplingParams(max_tokens=1).model_dump(exclude_none=True),
+            "prompt_logprobs": True,
+        }
+        if prompt_logprobs_last_n is not None:
+            body["prompt_logprobs_last_n"] = prompt_logprobs_last_n
+        return self._connection.start(self._compute_logprobs(body), "compute_logprobs")
+
+    async def _compute_logprobs(self, body: dict[str, Any]) -> list[float | None]:
+        response = await self._sample("compute_logprobs", body)
+        assert response.prompt_logprobs is not None, "_sample has checked it"
+        return response.prompt_logprobs
+
+    async def _sample(self, name: str, body: dict[str, Any]) -> SampleResponse:
+        async with self._slots:
+            for lost in range(MAX_LOST_RESULTS + 1):
+                numbered = {**body, "seq_id": next(self._numbers)}
+                receipt = await self._connection.submit("asample", json=numbered)
+                result_type = sample_result(name, receipt.sample_sequence_ids)
+                try:
+                    response = await self._connection.result(receipt, result_type, self._clock)
+                except ResultGoneError:
+                    # Sampling changes nothing, so a lost result can be asked for again, as a new request.
+                    if lost == MAX_LOST_RESULTS:
+                        raise
+                else:
+                    _check_complete(response, body)
+                    return response
+        raise AssertionError("the last round returns or raises")
+
+    def get_base_model(self) -> str:
+        """The name of the base model."""
+        return self._base_model
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The base model's tokenizer.
+
+        Raises:
+            CapabilityError: transformers is not installed.
+        """
+        return load_tokenizer(self._connection, self._base_model)
+
+    def __repr__(self) -> str:
+        return f"<SamplingClient {self.sampling_session_id}: {self._base_model}>"
+
+    # The `tinker` SDK's spellings; see compat.py.
+    sample_async = resolved(sample)
+    compute_logprobs_async = resolved(compute_logprobs)
+    get_base_model_async = offloaded(get_base_model)
+
+
+async def _create(
+    kind: type[SamplingClient], session: Session, model_path: str | None, base_model: str | None
+) -> SamplingClient:
+    connection = session.connection
+    body = {
+        "type": "create_sampling_session",
+        "session_id": session.id,
+        "sampling_session_seq_id": session.next_sampler_number(),
+    }
+    if model_path is not None:
+        body["model_path"] = model_path
+    if base_model is not None:
+        body["base_model"] = base_model
+    created = await connection.ask(
+        CreateSamplingSessionResponse, "POST", "create_sampling_session", json=body
+    )
+    sampler_id = created.sampling_session_id
+    if base_model is None:
+        sampler = await connection.ask(GetSamplerResponse, "GET", f"samplers/{sampler_id}")
+        base_model = sampler.base_model
+    return kind(session, sampler_id, base_model)
+
+
+def _check_complete(response: SampleResponse, body: dict[str, Any]) -> None:
+    """What was asked for is there, rather than None where numbers are expected."""
+    asked_and_got = {
+        "prompt_logprobs": (body.get("prompt_logprobs"), response.prompt_logprobs_np),
+        "topk_prompt_logprobs": (body.get("topk_prompt_logprobs"), response.topk_prompt_logprobs_np),
+        "topk_sample_logprobs": (
+            body.get("topk_sample_logprobs"),
+            next((each.topk_logprobs_np for each in response.sequences), None),
+        ),
+        "target_prompt_logprobs": (body.get("target_prompt_logprobs"), response.target_prompt_logprobs),
+        "prompt_alt_tokens_k": (body.get("prompt_alt_tokens_k"), response.prompt_alt_tokens),
+    }
+    for name, (asked, got) in asked_and_got.items():
+        if asked and got is None:
+            raise CapabilityError(
+                f"the server returned no {name}, though it was asked to; it may not offer that"
+            )
