@@ -41,7 +41,8 @@ GEMM_ROWS, QUICK_GEMM_ROWS = 1024, 256
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns an exit status."""
     given = _parser().parse_args(argv)
-    console = Console(highlight=False)
+    # In a pipe or a log there is no width to keep to.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(f"measuring the machine: matrix products and memory, at the shapes of {given.model} ...")
     gemm = Work(tokens=QUICK_GEMM_ROWS if given.quick else GEMM_ROWS)
     job = Job(function="benchmarks.floor:measure", model=given.model, work=gemm)

@@ -27,21 +27,16 @@ def draw(results: Sequence[Result], caption: str, path: Path) -> None:
     for y, result in enumerate(shown):
         if (best := result.ratio_to_best) is not None:
             axes.barh(y, best - 1, left=1, height=0.5, color=_BETTER if best >= 1 else _WORSE)
-            axes.annotate(
-                f"{best:.2f} x {result.best}",
-                (max(best, 1), y),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-            )
+            label = f"{best:.2f} x {result.best}"
+            axes.text(1.01, y, label, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
         if (floor := result.ratio_to_floor) is not None:
             axes.plot(floor, y, "d", color=_FLOOR, markersize=7)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
-    axes.set_xlim(left=min(axes.get_xlim()[0], 0.05), right=axes.get_xlim()[1] * 2.5)
     axes.set_yticks(range(len(shown)), [fill(result.name, 58) for result in shown], fontsize=8)
-    axes.set_xlabel("times better than the best alternative (bars); share of the machine's floor (diamonds)")
+    axes.set_xlabel(
+        "bars: times better than the best alternative; diamonds: share of the machine's floor", fontsize=8
+    )
     axes.set_title(caption, fontsize=9)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

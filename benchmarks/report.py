@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -79,19 +80,23 @@ def write_json(
 
 def print_table(results: Sequence[Result], console: Console) -> None:
     """Rows, then everyone who was skipped, by reason."""
-    table = Table(title="ours against the best alternative and the floor; above 1.00 is better for both")
-    for heading in ("", "unit", "ours", "best alternative", "ours / best", "floor", "ours / floor"):
-        table.add_column(heading, justify="left" if heading in ("", "unit") else "right", overflow="fold")
+    title = "times better than the best alternative, and share of the machine's floor"
+    table = Table(title=title, box=SIMPLE, pad_edge=False)
+    for heading in ("row", "unit"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("ours", "best", "times", "floor", "share"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("best alternative", overflow="fold")
     for result in results:
-        best = "-" if result.best is None else f"{number(result.alternatives[result.best])} {result.best}"
         table.add_row(
-            result.name,
+            result.key,
             result.unit,
             number(result.ours),
-            best,
+            number(None if result.best is None else result.alternatives[result.best]),
             ratio(result.ratio_to_best),
             number(result.floor),
             ratio(result.ratio_to_floor),
+            result.best or "-",
         )
     console.print(table)
     reasons: dict[tuple[str, str], list[str]] = {}

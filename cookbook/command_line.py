@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     Config = TypeVar("Config", bound=DataclassInstance)
 
 
+METAVARS = {int: "N", float: "X", str: "NAME"}
+"""How `--help` writes the value of a flag; also the types that a field may have, besides bool."""
+
+
 def parse(
     program: str, description: str | None, configs: Sequence[DataclassInstance], argv: Sequence[str] | None
 ) -> list[Any]:
@@ -32,10 +36,13 @@ def parse(
         argv: None reads the process's own arguments.
     """
     parser = argparse.ArgumentParser(
-        prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program,
+        usage="%(prog)s [options]",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for config in configs:
-        heading = (inspect.getdoc(type(config)) or "").splitlines()[0]
+        heading = (inspect.getdoc(type(config)) or "").splitlines()[0].rstrip(".")
         _add_flags(parser.add_argument_group(heading), config)
     given = vars(parser.parse_args(argv))
     return [
@@ -56,7 +63,7 @@ def _add_flags(group: argparse._ArgumentGroup, config: DataclassInstance) -> Non
         if kinds[field.name] is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options |= {"type": kinds[field.name], "metavar": kinds[field.name].__name__.upper()}
+            options |= {"type": kinds[field.name], "metavar": METAVARS[kinds[field.name]]}
         group.add_argument(f"--{field.name.replace('_', '-')}", **options)
 
 

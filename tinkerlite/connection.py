@@ -56,17 +56,11 @@ class Connection:
 
     def start(self, work: Coroutine[Any, Any, T], label: str) -> APIFuture[T]:
         """Begin work on the loop; what one thread starts begins in that order."""
-        return APIFuture(self.loop.submit(self._tracked(work)), label)
+        return APIFuture(self.loop.submit(work, self._tasks), label)
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Do work on the loop, and block until it is done."""
-        return self.loop.call(self._tracked(work))
-
-    async def _tracked(self, work: Coroutine[Any, Any, T]) -> T:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        return await work
+        return self.loop.call(work, self._tasks)
 
     def close(self) -> None:
         """Drop the connections; whoever still waits gets a ClientClosedError."""

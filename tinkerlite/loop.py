@@ -13,7 +13,7 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, MutableSet
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -37,8 +37,12 @@ class BackgroundLoop:
         # Finalizers run at exit, latest first: those of connections come before this one.
         weakref.finalize(self, self._stop)
 
-    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    def submit(
+        self, coroutine: Coroutine[Any, Any, T], group: MutableSet[asyncio.Task[Any]] | None = None
+    ) -> Future[T]:
         """Start a coroutine on the loop; submissions of one thread start in order.
+
+        `group`, if given, gets the task, so that it can be cancelled with others.
 
         The future cannot be cancelled: half-sent work would leave a training run with a hole in
         its sequence.
@@ -51,6 +55,8 @@ class BackgroundLoop:
 
         def start() -> None:
             task = self._loop.create_task(coroutine)
+            if group is not None:
+                group.add(task)
             task.add_done_callback(lambda done: _transfer(done, future))
 
         try:
@@ -65,12 +71,14 @@ class BackgroundLoop:
             raise
         return future
 
-    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def call(
+        self, coroutine: Coroutine[Any, Any, T], group: MutableSet[asyncio.Task[Any]] | None = None
+    ) -> T:
         """Run a coroutine on the loop and block until it is done."""
         if self.is_current_thread:
             coroutine.close()
             raise TinkerError("a blocking call in a future's callback would wait for itself; use a thread")
-        return self.submit(coroutine).result()
+        return self.submit(coroutine, group).result()
 
     def close_soon(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a clean-up on the loop, not waiting for it; safe in finalizers, on any thread."""

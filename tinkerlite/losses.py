@@ -167,7 +167,7 @@ def _check_tensor(name: str, tensor: TensorData, shape: list[int], where: str) -
     if tensor.dtype == "float32":
         wrong, rule = ~np.isfinite(values), "it must be finite"
     else:
-        wrong, rule = (values < 0) | (values > MAX_TOKEN_ID), "which is no token id"
+        wrong, rule = (values < 0) | (values > MAX_TOKEN_ID), "that is no token id"
     if wrong.any():
         place = int(np.argmax(wrong.reshape(-1)))
         raise InvalidDatum(f"{where}: value {place} is {values.reshape(-1)[place]}; {rule}")

@@ -111,9 +111,7 @@ class Pace:
         pause, self._pause = self._pause, min(2 * self._pause, LAST_PAUSE_SECONDS)
         return pause
 
-    def after_failure(
-        self, error: APIConnectionError | APIStatusError, asked: float, what: str
-    ) -> float:
+    def after_failure(self, error: APIConnectionError | APIStatusError, asked: float, what: str) -> float:
         """As `backoff_seconds`; raises the error once the server has been lost for too long."""
         if self._failures == 0:
             self._lost_since = asked

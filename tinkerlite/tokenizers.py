@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import json
 import os
 import re
 import tempfile
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +73,14 @@ def cache_folder() -> Path:
 
 def _require_transformers() -> None:
     # Asked before the server is, as the answer would be of no use.
-    if importlib.util.find_spec("transformers") is None:
+    if find_spec("transformers") is None:
         raise CapabilityError(
             "get_tokenizer needs transformers, which is not installed: pip install 'tinkerlite[tokenizers]'"
         )
 
 
 def _load(name: str) -> Tokenizer:
-    transformers: Any = importlib.import_module("transformers")  # untyped, as it need not be installed
+    transformers: Any = import_module("transformers")  # untyped, as it need not be installed
     try:
         return transformers.AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:

@@ -58,9 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "--model", action="append", required=True, metavar="NAME", help="hub id or folder; may be repeated"
-    )
+    add("--model", action="append", required=True, metavar="NAME", help="hub id or folder; may be repeated")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine alone)")
     add("--port", type=int, default=8000, help="port; 0 takes a free one (default: %(default)s)")
     add(

@@ -3,9 +3,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tests.client.scripted_server import HASTY, ScriptedServer, scripted_server
 
 import tinkerlite
+from tests.client.scripted_server import HASTY, ScriptedServer, scripted_server
 
 
 @pytest.fixture(autouse=True)

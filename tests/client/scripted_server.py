@@ -99,7 +99,14 @@ class ScriptedServer:
             return Answer(body={"sampling_session_id": "session:sample:0"})
         if path == "get_info":
             return Answer(body={"model_id": request.json["model_id"], "model_data": {"model_name": "tiny"}})
-        if path in ("create_model", "load_weights", "forward_backward", "optim_step", "save_weights", "asample"):
+        if path in (
+            "create_model",
+            "load_weights",
+            "forward_backward",
+            "optim_step",
+            "save_weights",
+            "asample",
+        ):
             request_id = f"{path}-{len(self._work)}"
             self._work[request_id] = request
             return Answer(body={"request_id": request_id})
@@ -114,9 +121,11 @@ class ScriptedServer:
                 for datum in work.batch.data
             ]
             total = float(sum(array["logprobs"].shape[0] for array in arrays))
-            return protobuf(encode_forward_backward_output(
-                types.ForwardBackwardOutput("ArrayRecord", arrays, {"loss:sum": total})
-            ))
+            return protobuf(
+                encode_forward_backward_output(
+                    types.ForwardBackwardOutput("ArrayRecord", arrays, {"loss:sum": total})
+                )
+            )
         if work.path == "asample":
             return protobuf(encode_sample_response(sampled([1, 2])))
         if work.path == "save_weights":
@@ -185,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_GET = do_POST = do_PUT = do_DELETE = handle_any  # noqa: N815
+    do_GET = do_POST = do_PUT = do_DELETE = handle_any
 
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""

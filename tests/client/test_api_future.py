@@ -11,9 +11,9 @@ import threading
 from concurrent.futures import wait
 
 import pytest
-from tests.client.scripted_server import Answer, ScriptedServer
 
 import tinkerlite
+from tests.client.scripted_server import Answer, ScriptedServer
 from tinkerlite.errors import TinkerError
 from tinkerlite.future import APIFuture
 from tinkerlite.loop import background_loop

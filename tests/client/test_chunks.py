@@ -39,8 +39,12 @@ def test_a_datum_above_the_limit_goes_alone():
 
 
 def test_metrics_are_combined_as_their_names_say():
-    one = output(1, loss__sum=1, n__min=3, n__max=3, acc__mean=0.0, load__slack=2, seen__hash2=7, host__unique=1)
-    other = output(3, loss__sum=2, n__min=2, n__max=5, acc__mean=1.0, load__slack=6, seen__hash2=9, host__unique=4)
+    one = output(
+        1, loss__sum=1, n__min=3, n__max=3, acc__mean=0.0, load__slack=2, seen__hash2=7, host__unique=1
+    )
+    other = output(
+        3, loss__sum=2, n__min=2, n__max=5, acc__mean=1.0, load__slack=6, seen__hash2=9, host__unique=4
+    )
     combined = combine_outputs([one, other]).metrics
     assert combined == {
         "loss:sum": 3,

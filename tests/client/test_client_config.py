@@ -13,7 +13,9 @@ def test_without_anything_said_it_is_the_server_on_this_machine():
     assert (endpoint.base_url, endpoint.api_key) == ("http://127.0.0.1:8000", "tml-local")
 
 
-def test_the_environment_is_asked_under_our_name_first_and_then_under_tinkers(monkeypatch: pytest.MonkeyPatch):
+def test_the_environment_is_asked_under_our_name_first_and_then_under_tinkers(
+    monkeypatch: pytest.MonkeyPatch,
+):
     monkeypatch.setenv("TINKER_BASE_URL", "https://theirs.example")
     monkeypatch.setenv("TINKER_API_KEY", "tml-theirs")
     theirs = resolve_endpoint()

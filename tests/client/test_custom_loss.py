@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.client.scripted_server import Answer, ScriptedServer
 
 import tinkerlite
+from tests.client.scripted_server import Answer, ScriptedServer
 from tinkerlite import errors
 from tinkerlite.types import AdamParams, Datum, ModelInput
 
@@ -65,7 +65,9 @@ def test_if_it_fails_what_stood_behind_it_is_not_sent_and_later_calls_are(
 def test_a_first_pass_that_fails_on_the_server_stops_those_behind_it_too(
     server: ScriptedServer, training: tinkerlite.TrainingClient
 ):
-    server.script("result of forward_backward-1", Answer(body={"error": "out of memory", "category": "server"}))
+    server.script(
+        "result of forward_backward-1", Answer(body={"error": "out of memory", "category": "server"})
+    )
     update = training.forward_backward_custom(DATA, squared)
     step = training.optim_step(STEP)
     with pytest.raises(errors.RequestFailedError):

@@ -48,15 +48,35 @@ def test_sparse_targets_may_have_dense_weights():
     [
         ("cross_entropy", {"weights": [1.0, 1.0]}, "lacks 'target_tokens', which cross_entropy needs"),
         ("importance_sampling", {"target_tokens": [2, 3]}, "lacks 'advantages'"),
-        ("cross_entropy", {"target_tokens": [2, 3], "weight": [1, 1]}, "['weight'] means nothing to cross_entropy"),
+        (
+            "cross_entropy",
+            {"target_tokens": [2, 3], "weight": [1, 1]},
+            "['weight'] means nothing to cross_entropy",
+        ),
         ("ppo", {**POLICY, "mask": [1.0, 1.0]}, "['mask'] means nothing to ppo"),
-        ("cross_entropy", {"target_tokens": [2]}, "['target_tokens'] has length 1, and model_input has 2 tokens"),
+        (
+            "cross_entropy",
+            {"target_tokens": [2]},
+            "['target_tokens'] has length 1, and model_input has 2 tokens",
+        ),
         ("ppo", {**POLICY, "target_tokens": [[2], [3]]}, "has shape [2, 1]; ppo takes (N,)"),
         ("ppo", {**POLICY, "advantages": [0.5]}, "['advantages'] has shape [1], and target_tokens has [2]"),
-        ("ppo", {**POLICY, "advantages": [0.5, math.nan]}, "['advantages']: value 1 is nan; it must be finite"),
+        (
+            "ppo",
+            {**POLICY, "advantages": [0.5, math.nan]},
+            "['advantages']: value 1 is nan; it must be finite",
+        ),
         ("ppo", {**POLICY, "logprobs": [-math.inf, 0.0]}, "['logprobs']: value 0 is -inf"),
-        ("cross_entropy", {"target_tokens": [2, -1]}, "['target_tokens']: value 1 is -1, which is no token id"),
-        ("cross_entropy", {"target_tokens": TensorData([2.0, 3.0], "float32")}, "is float32; it must be int64"),
+        (
+            "cross_entropy",
+            {"target_tokens": [2, -1]},
+            "['target_tokens']: value 1 is -1; that is no token id",
+        ),
+        (
+            "cross_entropy",
+            {"target_tokens": TensorData([2.0, 3.0], "float32")},
+            "is float32; it must be int64",
+        ),
         ("ppo", {**POLICY, "advantages": TensorData([1, 2], "int64")}, "is int64; it must be float32"),
     ],
 )
@@ -90,7 +110,12 @@ def test_an_image_of_unknown_length_leaves_the_lengths_to_the_server():
 
 @pytest.mark.parametrize(
     ("data", "complaint"),
-    [([], "data is empty"), (datum(), "must be a list of Datum, not Datum"), (7, "not int"), (["x"], r"data\[0\]")],
+    [
+        ([], "data is empty"),
+        (datum(), "must be a list of Datum, not Datum"),
+        (7, "not int"),
+        (["x"], r"data\[0\]"),
+    ],
 )
 def test_data_is_a_list_of_datums(data: Any, complaint: str):
     with pytest.raises(InvalidRequest, match=complaint):

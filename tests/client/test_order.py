@@ -7,9 +7,9 @@ import threading
 
 import numpy as np
 import pytest
-from tests.client.scripted_server import HASTY, PENDING, Answer, ScriptedServer
 
 import tinkerlite
+from tests.client.scripted_server import HASTY, PENDING, Answer, ScriptedServer
 from tinkerlite import errors
 from tinkerlite.types import AdamParams, Datum, ModelInput
 

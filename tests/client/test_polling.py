@@ -6,9 +6,9 @@ import dataclasses
 import threading
 
 import pytest
-from tests.client.scripted_server import HASTY, PENDING, Answer, ScriptedServer, protobuf, sampled
 
 import tinkerlite
+from tests.client.scripted_server import HASTY, PENDING, Answer, ScriptedServer, protobuf, sampled
 from tinkerlite import errors
 from tinkerlite.polling import Pace
 from tinkerlite.types import AdamParams, ModelInput, SamplingParams
@@ -84,7 +84,9 @@ def test_a_refused_poll_is_final(server: ScriptedServer, training: tinkerlite.Tr
     assert "restarted" in caught.value.__notes__[0]
 
 
-@pytest.mark.parametrize("garbage", [Answer(body=b"\xff\xfe"), Answer(body={"metrics": 7}), protobuf(b"\x08")])
+@pytest.mark.parametrize(
+    "garbage", [Answer(body=b"\xff\xfe"), Answer(body={"metrics": 7}), protobuf(b"\x08")]
+)
 def test_a_result_that_cannot_be_read_is_said_to_be_so(
     server: ScriptedServer, training: tinkerlite.TrainingClient, garbage: Answer
 ):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from tests.client.scripted_server import HASTY, Answer, ScriptedServer
 
 import tinkerlite
+from tests.client.scripted_server import HASTY, Answer, ScriptedServer
 from tinkerlite import errors
 from tinkerlite.retry import backoff_seconds
 from tinkerlite.types import AdamParams
@@ -31,7 +31,12 @@ def test_the_waits_double_from_one_second_to_thirty():
 
 @pytest.mark.parametrize(
     ("headers", "seconds"),
-    [({"Retry-After": "7"}, 7.0), ({"Retry-After-Ms": "250"}, 0.25), ({"Retry-After": "soon"}, 1.0), ({}, 1.0)],
+    [
+        ({"Retry-After": "7"}, 7.0),
+        ({"Retry-After-Ms": "250"}, 0.25),
+        ({"Retry-After": "soon"}, 1.0),
+        ({}, 1.0),
+    ],
 )
 def test_the_servers_advice_goes_before_the_clients_own_wait(
     server: ScriptedServer, training: tinkerlite.TrainingClient, headers: dict[str, str], seconds: float

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 
 import pytest
-from tests.client.scripted_server import HASTY, Answer, ScriptedServer
 
 import tinkerlite
+from tests.client.scripted_server import HASTY, Answer, ScriptedServer
 from tinkerlite import errors
 from tinkerlite.types import AdamParams
 
@@ -57,8 +57,9 @@ def test_a_base_url_may_have_a_path(server: ScriptedServer):
 def test_what_the_server_has_to_say_is_logged(server: ScriptedServer, caplog: pytest.LogCaptureFixture):
     greeting = {"session_id": "session", "info_message": "hello", "warning_message": "maintenance at noon"}
     server.script("create_session", Answer(body=greeting))
-    with caplog.at_level(logging.INFO, "tinkerlite"), tinkerlite.ServiceClient(
-        base_url=server.url, config=HASTY
+    with (
+        caplog.at_level(logging.INFO, "tinkerlite"),
+        tinkerlite.ServiceClient(base_url=server.url, config=HASTY),
     ):
         pass
     assert [record.message for record in caplog.records if record.name == "tinkerlite"] == [

@@ -34,7 +34,7 @@ def test_help_is_the_docstring_and_the_field_docstrings(capsys: pytest.CaptureFi
         parse("bake", "Bake.\n\n    as written", [Oven()], ["--help"])
     text = capsys.readouterr().out
     assert "Bake.\n\n    as written" in text
-    assert "How hot, and for how long." in text
+    assert "How hot, and for how long:" in text
     assert "Not shown" not in text
     assert "In degrees; 100% of what the dial says. [180.0]" in " ".join(text.split())
 

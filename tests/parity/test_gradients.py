@@ -247,5 +247,5 @@ def test_a_fresh_adapter_changes_nothing(folder: Path) -> None:
 
 
 def test_base_model_reports_its_sizes(folder: Path) -> None:
-    model = BaseModel(info_of(folder), folder, torch.device("cpu"), torch.float32)
+    model = BaseModel(info_of(folder), torch.device("cpu"), torch.float32)
     assert (model.layers, model.query_heads, model.kv_heads, model.head_size) == (2, 4, 2, 16)

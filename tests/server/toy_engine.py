@@ -82,6 +82,8 @@ class ToyEngine:
         self.gate = threading.Event()
         """While clear, training calls wait: the engine is busy."""
         self.gate.set()
+        self.entered = threading.Event()
+        """Set once a training call has begun."""
         self._runs: dict[str, ToyRun] = {}
         self._adapters: dict[str, Table] = {}
         self._running: dict[str, _Running] = {}
@@ -112,6 +114,7 @@ class ToyEngine:
 
     def forward_backward(self, batches: Sequence[TrainBatch]) -> list[TrainOutput | ServerError]:
         self._called("forward_backward", *(batch.model_id for batch in batches))
+        self.entered.set()
         self.gate.wait()
         return [self._one_batch(batch) for batch in batches]
 

@@ -87,6 +87,11 @@ class SampledSequence:
     def __repr__(self) -> str:
         return f"SampledSequence({len(self.tokens_np)} tokens, {self.stop_reason})"
 
+    def _repr_html_(self) -> str:
+        from tinkerlite.notebook import show
+
+        return show(self).html
+
 
 @dataclass(frozen=True)
 class PromptAltTokens:
@@ -123,3 +128,8 @@ class SampleResponse:
     def __repr__(self) -> str:
         extras: list[Any] = ["prompt_logprobs"] if self.prompt_logprobs_np is not None else []
         return f"SampleResponse({len(self.sequences)} sequences{', ' if extras else ''}{', '.join(extras)})"
+
+    def _repr_html_(self) -> str:
+        from tinkerlite.notebook import show
+
+        return show(self).html

@@ -52,6 +52,11 @@ class Datum:
         inputs = ", ".join(f"{name}{tensor.shape}" for name, tensor in self.loss_fn_inputs.items())
         return f"Datum({self.model_input.length} tokens; {inputs})"
 
+    def _repr_html_(self) -> str:
+        from tinkerlite.notebook import show
+
+        return show(self).html
+
 
 def _to_tensor(name: str, value: Any) -> TensorData:
     if isinstance(value, TensorData):

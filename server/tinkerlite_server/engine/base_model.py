@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from tinkerlite_server.engine.lora import AdapterRows, LoraBank, add_delta
 from tinkerlite_server.engine.protocols import ModelInfo
-from tinkerlite_server.engine.streams import Stream
+from tinkerlite_server.engine.streams import PackedStream, Stream
 from tinkerlite_server.errors import BadRequest
 
 _ATTENTION = "tinkerlite_stream"
@@ -48,11 +49,12 @@ AttentionInterface.register(_ATTENTION, _attend_stream)
 class BaseModel:
     """Frozen weights in memory, with every LoRA target wrapped."""
 
-    def __init__(self, info: ModelInfo, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, info: ModelInfo, device: torch.device, dtype: torch.dtype) -> None:
         self.info = info
         self.device = device
         self.dtype = dtype
-        model = _load(folder, dtype)
+        model = _load(info.tokenizer_dir, dtype)
+        _refuse_unsupported(model.config.get_text_config(), info)
         model.to(device).eval().requires_grad_(False)
         self.bank = LoraBank(model)
         self._body: nn.Module = model.get_decoder()
@@ -62,8 +64,31 @@ class BaseModel:
         self.query_heads: int = config.num_attention_heads
         self.kv_heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         self.head_size: int = getattr(config, "head_dim", None) or config.hidden_size // self.query_heads
-        _refuse_unsupported(config, info)
+        self._check_against_transformers(model)
         self.parameter_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+
+    def _check_against_transformers(self, model: Any) -> None:
+        """A few tokens through transformers' own forward: what this engine leaves out must not matter.
+
+        Scaled or capped logits, attention sinks and the like live outside the parts used here.
+
+        Raises:
+            BadRequest: the logprobs differ, so every number from this model would be wrong.
+        """
+        ids = np.arange(1, 9) * (self.info.vocab_size // 10)
+        with torch.inference_mode():
+            stream = PackedStream([ids], [None], self.device)
+            ours = self.logits(self.hidden(stream), ()).log_softmax(-1)
+            model.set_attn_implementation("eager")
+            theirs = model(input_ids=stream.input_ids_N[None]).logits[0].float().log_softmax(-1)
+            model.set_attn_implementation(_ATTENTION)
+        worst = float((ours - theirs).abs().mean())
+        if not worst < (1e-3 if self.dtype == torch.float32 else 5e-2):
+            raise BadRequest(
+                f"model {self.info.name!r} ({self.info.arch}) cannot be run here: its logprobs differ from "
+                f"transformers' own by {worst:.2g} nats on average, so its architecture has parts that this "
+                "engine does not compute"
+            )
 
     def hidden(self, stream: Stream) -> Tensor:
         """Final hidden states (N, hidden), after the last norm."""
@@ -106,9 +131,21 @@ def _refuse_unsupported(config: Any, info: ModelInfo) -> None:
     """
     if getattr(config, "attn_logit_softcapping", None):
         raise BadRequest(f"model {info.name!r} caps its attention logits, which this engine does not compute")
+    rope_types = _values_of("rope_type", getattr(config, "rope_parameters", None) or {})
+    if odd := rope_types & {"dynamic", "longrope"}:
+        raise BadRequest(
+            f"model {info.name!r} has rotary embeddings of type {odd.pop()!r}, which depend on the longest "
+            "sequence of a pass; this engine packs sequences, and would give each its neighbours' rotation"
+        )
     window = getattr(config, "sliding_window", None)
     if window is not None and window < info.max_context:
         raise BadRequest(
             f"model {info.name!r} attends within a window of {window} tokens, which this engine does not "
             f"compute; contexts up to that window would be exact, but {info.max_context} are on offer"
         )
+
+
+def _values_of(key: str, settings: dict[str, Any]) -> set[str]:
+    """Values of a key in settings that may be nested by layer type."""
+    found = {settings[key]} if isinstance(settings.get(key), str) else set[str]()
+    return found.union(*(_values_of(key, value) for value in settings.values() if isinstance(value, dict)))

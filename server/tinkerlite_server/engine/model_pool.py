@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 
 from tinkerlite_server.engine.base_model import BaseModel
-from tinkerlite_server.engine.catalog import resolve_folder
+from tinkerlite_server.engine.catalog import resolve_device
 from tinkerlite_server.engine.protocols import EngineLimits, ModelInfo
 from tinkerlite_server.errors import UnknownName
 
@@ -28,11 +28,9 @@ class ModelPool:
 
     def __init__(self, catalog: Mapping[str, ModelInfo], limits: EngineLimits) -> None:
         self.catalog = catalog
-        self.device = _device(limits.device)
+        self.device = torch.device(resolve_device(limits.device))
         self._budget = limits.max_models_bytes
         self._models: OrderedDict[str, BaseModel] = OrderedDict()
-        self.on_evict: list[Callable[[str], None]] = []
-        """Called with the name of a model about to be freed, so that its caches go too."""
 
     def get(self, name: str) -> BaseModel:
         """The model, loaded if need be.
@@ -47,13 +45,11 @@ class ModelPool:
         if name not in self._models:
             started = time.monotonic()
             info = self.catalog[name]
-            self._models[name] = BaseModel(info, resolve_folder(name), self.device, DTYPES[info.dtype])
+            self._models[name] = BaseModel(info, self.device, DTYPES[info.dtype])
             logger.info("loaded %s (%s) in %.1f s", name, info.dtype, time.monotonic() - started)
         self._models.move_to_end(name)
         while self.loaded_bytes > self._budget and len(self._models) > 1:
             oldest = next(iter(self._models))
-            for forget in self.on_evict:
-                forget(oldest)
             del self._models[oldest]
             logger.info("evicted %s to stay within %d bytes of base models", oldest, self._budget)
         return self._models[name]
@@ -62,9 +58,3 @@ class ModelPool:
     def loaded_bytes(self) -> int:
         """Bytes of base weights in memory."""
         return sum(model.parameter_bytes for model in self._models.values())
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)

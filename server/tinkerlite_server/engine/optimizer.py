@@ -83,7 +83,7 @@ class AdamW:
         for name, tensor in self._named.items():
             first, second = moments[name]
             self._torch.state[tensor] = {
-                "step": torch.tensor(float(steps)),
+                "step": torch.tensor(float(steps), device=tensor.device),  # where the fused kernel wants it
                 "exp_avg": first.to(tensor.device, torch.float32),
                 "exp_avg_sq": second.to(tensor.device, torch.float32),
             }

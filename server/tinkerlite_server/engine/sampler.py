@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tinkerlite_server.engine.adapter_loading import load_adapter
 from tinkerlite_server.engine.batcher import Batcher, as_server_error
 from tinkerlite_server.engine.lora import Adapter
 from tinkerlite_server.engine.model_pool import ModelPool
 from tinkerlite_server.engine.protocols import EngineLimits, SampleResult, SampleWork
 from tinkerlite_server.engine.samples import Job
 from tinkerlite_server.engine.stops import Detokenizer, StopRule, StopStrings
-from tinkerlite_server.engine.trainer import load_adapter_file
 from tinkerlite_server.errors import BadRequest, UnknownName
 
 
@@ -44,7 +44,7 @@ class LocalSampler:
         Raises:
             BadRequest: it does not fit the base model, or is no adapter.
         """
-        adapter = load_adapter_file(self._pool.get(base_model), folder, trainable=False)
+        adapter = load_adapter(self._pool.get(base_model), folder, trainable=False)
         self.add_adapter(adapter_id, base_model, adapter)
 
     def drop_adapter(self, adapter_id: str) -> None:

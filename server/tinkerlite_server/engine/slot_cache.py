@@ -56,7 +56,8 @@ class SlotCache:
         if roomy_slots * roomy_tokens * self._token_bytes > self._max_bytes:
             roomy_slots, roomy_tokens = slots, _rounded(tokens)
         # A layer at a time, so that old and new exist side by side for one layer only. Should memory
-        # run out half-way, every layer still holds what it held, and the sizes stay as they were.
+        # run out half-way, what all layers have room for is the smaller of both.
+        self.slots, self.capacity = min(self.slots, roomy_slots), min(self.capacity, roomy_tokens)
         for layers in (self.keys, self.values):
             for layer, old in enumerate(layers):
                 new = self._zeros(roomy_slots, roomy_tokens)

@@ -16,15 +16,11 @@ import torch
 from torch import Tensor
 
 from tinkerlite.types import AdamParams
-from tinkerlite_server.engine.adapter_files import (
-    read_adapter,
-    read_optimizer,
-    write_adapter,
-    write_optimizer,
-)
+from tinkerlite_server.engine.adapter_files import read_optimizer, write_adapter, write_optimizer
+from tinkerlite_server.engine.adapter_loading import load_adapter
 from tinkerlite_server.engine.base_model import BaseModel
 from tinkerlite_server.engine.logprobs import target_logprobs
-from tinkerlite_server.engine.lora import Adapter, LoraPair, select_targets
+from tinkerlite_server.engine.lora import Adapter
 from tinkerlite_server.engine.losses import LOSSES
 from tinkerlite_server.engine.model_pool import ModelPool
 from tinkerlite_server.engine.optimizer import AdamW
@@ -132,7 +128,7 @@ class LocalTrainer:
             for job, lp in zip(jobs, logprobs, strict=True):
                 batch = batches[job.batch]
                 inputs = {
-                    name: torch.from_numpy(value).to(lp.device) for name, value in job.example.inputs.items()
+                    name: torch.tensor(value, device=lp.device) for name, value in job.example.inputs.items()
                 }
                 loss = LOSSES[batch.loss_fn](lp, inputs, batch.loss_config)
                 job.logprobs = lp.detach().cpu().numpy()
@@ -202,45 +198,12 @@ class LocalTrainer:
 
     def load_run(self, model_id: str, base_model: str, folder: Path, *, optimizer: bool) -> AdapterConfig:
         """Create the run from a folder that `save_run` wrote."""
-        adapter = load_adapter_file(self._pool.get(base_model), folder, trainable=True)
+        adapter = load_adapter(self._pool.get(base_model), folder, trainable=True)
         run = Run(base_model, adapter, AdamW(adapter))
         if optimizer:
             run.optimizer.load_state(*read_optimizer(folder))
         self._runs[model_id] = run
         return adapter.config
-
-
-def load_adapter_file(model: BaseModel, folder: Path, *, trainable: bool) -> Adapter:
-    """The adapter in a folder, checked against the base model's targets.
-
-    Raises:
-        BadRequest: it adapts modules that this base model lacks, or of other sizes.
-    """
-    tensors, config = read_adapter(folder)
-    expected = {
-        path: (m.in_features, m.out_features)
-        for path, m in select_targets(model.bank.targets, config).items()
-    }
-    found = {path: (a.shape[1], b.shape[0]) for path, (a, b) in tensors.items()}
-    if found != expected:
-        odd = sorted(set(found.items()) ^ set(expected.items()))[:3]
-        raise BadRequest(
-            f"the adapter in {folder.name!r} does not fit base model {model.info.name!r}: "
-            f"{len(found)} modules there, {len(expected)} expected, first differences {odd}"
-        )
-    dtype = torch.float32 if trainable else model.dtype
-    # In the targets' order, not the file's: the order decides how the gradient norm is summed, and
-    # a resumed run must step exactly as the first one would have.
-    pairs = {path: _placed(tensors[path], model.device, dtype, trainable) for path in expected}
-    return Adapter(config, pairs)
-
-
-def _placed(
-    factors: tuple[Tensor, Tensor], device: torch.device, dtype: torch.dtype, trainable: bool
-) -> LoraPair:
-    # Copied: factors on a file's own alignment would round differently in the last bit.
-    a, b = (factor.to(device, dtype, copy=True).requires_grad_(trainable) for factor in factors)
-    return LoraPair(a, b)
 
 
 class _Accumulation:

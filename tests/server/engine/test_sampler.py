@@ -62,6 +62,17 @@ def test_sampled_logprobs_equal_scoring_the_completion(any_folder: Path):
     )
 
 
+def test_in_bfloat16_sampling_and_scoring_agree_to_its_precision(folder: Path):
+    sampler, prompt = make_sampler(folder, dtype="bfloat16"), some_tokens(20)
+    works = [make_work(folder, prompt[: 5 + 3 * i], key=str(i), seed=i, max_tokens=40) for i in range(4)]
+    gaps: list[np.ndarray] = []
+    for work, response in zip(works, responses(sampler, *works), strict=True):
+        [sequence] = response.sequences
+        [scored] = responses(sampler, scoring(folder, [*work.prompt, *sequence.tokens]))
+        gaps.append(prompt_logprobs_of(scored)[len(work.prompt) :] - logprobs_of(sequence))
+    assert np.abs(np.concatenate(gaps)).mean() < 2e-2
+
+
 def test_decoding_from_the_cache_equals_recomputing_the_sequence_for_every_token(any_folder: Path):
     sampler = make_sampler(any_folder)
     model = model_of(sampler, any_folder)

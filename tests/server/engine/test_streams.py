@@ -38,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
         tokenizer_dir=folder,
         tokenizer_hash="",
     )
-    return BaseModel(info, folder, CPU, torch.float32)
+    return BaseModel(info, CPU, torch.float32)
 
 
 def adapter_of(model: BaseModel, seed: int) -> Adapter:
