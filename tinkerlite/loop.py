@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import threading
 import weakref
@@ -18,6 +19,9 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from tinkerlite.errors import ClientClosedError, TinkerError
+from tinkerlite.threads import DaemonPool
+
+logger = logging.getLogger("tinkerlite")
 
 T = TypeVar("T")
 
@@ -31,6 +35,7 @@ class BackgroundLoop:
     def __init__(self) -> None:
         self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
+        self._loop.set_default_executor(DaemonPool())
         self._closing: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._run, name="tinkerlite", daemon=True)
         self._thread.start()
@@ -84,7 +89,7 @@ class BackgroundLoop:
         """Run a clean-up on the loop, not waiting for it; safe in finalizers, on any thread."""
 
         def start() -> None:
-            task = self._loop.create_task(close())
+            task = self._loop.create_task(_closing(close))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
@@ -119,6 +124,13 @@ class BackgroundLoop:
         if tasks:
             await asyncio.wait(tasks, timeout=EXIT_PATIENCE_SECONDS / 2)
         self._loop.stop()
+
+
+async def _closing(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    try:
+        await close()
+    except Exception:  # nobody waits for it
+        logger.exception("closing a connection failed")
 
 
 def _transfer(task: asyncio.Task[T], future: Future[T]) -> None:

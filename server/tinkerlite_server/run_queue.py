@@ -89,7 +89,7 @@ class RunQueue:
                         f"operation {seq} of {self.model_id} waits for {self._gap[0]}, which has not arrived"
                     )
                 ahead = sum(other < seq for other in self._waiting)
-                return f"{ahead} operations of {self.model_id} are ahead of it" if ahead else "it is its turn"
+                return f"operations of {self.model_id} ahead of it: {ahead}" if ahead else "it is its turn"
         return None
 
     def give_up_gap(self, *, now: float, after_seconds: float) -> tuple[int, list[Operation]]:

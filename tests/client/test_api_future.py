@@ -64,7 +64,7 @@ def test_futures_can_be_gathered():
 def test_a_timeout_ends_the_wait_and_not_the_work():
     gate = threading.Event()
     future = future_of(7, gate)
-    with pytest.raises(TimeoutError, match="soon: no result within 0.01 s; it is still being worked on"):
+    with pytest.raises(TimeoutError, match=r"soon: no result within 0\.01 s; it is still being worked on"):
         future.result(timeout=0.01)
 
     async def impatient() -> None:

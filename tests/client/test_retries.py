@@ -120,5 +120,5 @@ def test_an_answer_that_is_not_the_protocols_is_said_to_be_so(
 
 def test_a_redirect_is_not_followed_since_a_moved_server_wants_another_base_url(server: ScriptedServer):
     server.script("client/config", Answer(301, {}, {"Location": "https://elsewhere.example/api"}))
-    with pytest.raises(errors.APIStatusError, match="https://elsewhere.example/api; use that as base_url"):
+    with pytest.raises(errors.APIStatusError, match=r"https://elsewhere\.example/api; use that as base_url"):
         tinkerlite.ServiceClient(base_url=server.url, config=HASTY)

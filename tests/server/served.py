@@ -227,5 +227,6 @@ def sample_body(sampler: str, seq_id: int = 0, **fields: Any) -> JSON:
 
 def datum(tokens: Sequence[int] = (1, 2, 3), targets: Any = (2, 3, 4), **inputs: Any) -> Datum:
     """A datum for cross_entropy, unless other inputs are named."""
-    fields = inputs or {"weights": np.ones(np.shape(targets), np.float32)}
-    return Datum(ModelInput.from_ints(tokens), {"target_tokens": TensorData(targets, "int64"), **fields})
+    targets = targets if isinstance(targets, TensorData) else TensorData(targets, "int64")
+    fields = inputs or {"weights": np.ones(targets.shape, np.float32)}
+    return Datum(ModelInput.from_ints(tokens), {"target_tokens": targets, **fields})

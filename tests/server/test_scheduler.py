@@ -411,7 +411,7 @@ def test_a_busy_engine_does_not_hold_up_acceptance(rig: Rig):
     second = rig.forward_backward("a", 2)
     assert rig.engine.entered.wait(30.0)
     assert rig.outcome(first) is rig.outcome(second) is None
-    assert rig.scheduler.why_waiting(second) == "1 operations of a are ahead of it"
+    assert rig.scheduler.why_waiting(second) == "operations of a ahead of it: 1"
     assert not rig.scheduler.stop(0.01)
     rig.engine.gate.set()
     assert rig.scheduler.stop(30.0)

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.server.engine.sampling import EXTRA_ROWS, VOCABULARY, make_adapter, make_sampler, model_of
 from tests.tiny import Arch, make_tiny_model
-from tinkerlite_server.engine.base_model import BaseModel
 from tinkerlite_server.engine.sampler import LocalSampler
 from tinkerlite_server.engine.streams import Stream
 
@@ -25,22 +25,27 @@ def any_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture
-def pass_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of every pass through a model, as they happen."""
-    rows: list[int] = []
-    hidden = BaseModel.hidden
+def rows_of_passes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[LocalSampler], list[int]]:
+    """From now on, the rows of every pass through this sampler's model, as they happen."""
 
-    def counted(self: BaseModel, stream: Stream) -> torch.Tensor:
-        rows.append(len(stream.input_ids_N))
-        return hidden(self, stream)
+    def watch(sampler: LocalSampler) -> list[int]:
+        rows: list[int] = []
+        model = model_of(sampler, folder)
+        hidden = model.hidden
 
-    monkeypatch.setattr(BaseModel, "hidden", counted)
-    return rows
+        def counted(stream: Stream) -> torch.Tensor:
+            rows.append(len(stream.input_ids_N))
+            return hidden(stream)
+
+        monkeypatch.setattr(model, "hidden", counted)
+        return rows
+
+    return watch
 
 
 @pytest.fixture
 def with_adapters(folder: Path) -> Callable[..., LocalSampler]:
-    def make(**limits: int) -> LocalSampler:
+    def make(**limits: Any) -> LocalSampler:
         sampler = make_sampler(folder, **limits)
         for seed, name in enumerate(["a", "b"]):
             sampler.add_adapter(name, str(folder), make_adapter(model_of(sampler, folder), seed))

@@ -21,8 +21,8 @@ EXTRA_ROWS = 6
 """Embedding rows beyond the tokenizer's tokens."""
 
 
-def make_sampler(*folders: Path, dtype: str = "float32", **limits: int) -> LocalSampler:
-    settings = EngineLimits(device="cpu", dtype=dtype, **cast(Any, limits))
+def make_sampler(*folders: Path, dtype: str = "float32", **limits: Any) -> LocalSampler:
+    settings = EngineLimits(device="cpu", dtype=dtype, **limits)
     return LocalSampler(ModelPool(build_catalog([str(f) for f in folders], settings), settings), settings)
 
 

@@ -34,6 +34,8 @@ from tinkerlite_server.engine.sampler import LocalSampler
 from tinkerlite_server.engine.streams import PackedStream
 from tinkerlite_server.errors import BadRequest, EngineFailure, ServerError, UnknownName
 
+RowsOfPasses = Callable[[LocalSampler], list[int]]
+
 # ---- crowds ----
 
 
@@ -65,7 +67,7 @@ def mixed_works(folder: Path) -> list[SampleWork]:
         {"max_cache_bytes": 200_000, "max_slots": 5, "max_score_tokens": 40},
     ],
 )
-def test_a_crowd_gets_what_each_would_get_alone(folder: Path, limits: dict[str, int]):
+def test_a_crowd_gets_what_each_would_get_alone(folder: Path, limits: dict[str, Any]):
     works = mixed_works(folder)
     together = responses(make_sampler(folder, **limits), *works)
     for work, response in zip(works, together, strict=True):
@@ -89,36 +91,50 @@ def test_requests_that_join_a_running_batch_get_what_they_would_get_alone(folder
         same(response, responses(make_sampler(folder), work)[0])
 
 
-def test_more_samples_than_slots_all_come_and_their_prompt_is_read_once(folder: Path, pass_rows: list[int]):
+def test_more_samples_than_slots_all_come_and_their_prompt_is_read_once(
+    folder: Path, rows_of_passes: RowsOfPasses
+):
     work = make_work(folder, some_tokens(50), num_samples=40, max_tokens=6)
-    [few_slots] = responses(make_sampler(folder, max_slots=4), work)
+    sampler = make_sampler(folder, max_slots=4)
+    rows = rows_of_passes(sampler)
+    [few_slots] = responses(sampler, work)
     # 50 rows for the prompt; then ten times five passes over four samples.
-    assert pass_rows == [50] + [4] * 50
+    assert rows == [50] + [4] * 50
     [enough_slots] = responses(make_sampler(folder), work)
     same(few_slots, enough_slots)
 
 
-def test_equal_prompts_of_several_requests_are_read_once(folder: Path, pass_rows: list[int]):
+def test_equal_prompts_of_several_requests_are_read_once(folder: Path, rows_of_passes: RowsOfPasses):
     works = [make_work(folder, some_tokens(60), key=str(i), seed=i, max_tokens=2) for i in range(6)]
-    responses(make_sampler(folder), *works)
-    assert pass_rows == [60, 6]
+    sampler = make_sampler(folder)
+    rows = rows_of_passes(sampler)
+    responses(sampler, *works)
+    assert rows == [60, 6]
 
 
-def test_completions_of_one_prompt_are_scored_with_the_prompt_read_once(folder: Path, pass_rows: list[int]):
+def test_completions_of_one_prompt_are_scored_with_the_prompt_read_once(
+    folder: Path, rows_of_passes: RowsOfPasses
+):
     prompt = some_tokens(100)
     works = [scoring(folder, [*prompt, *some_tokens(10, seed=i)], key=str(i)) for i in range(8)]
-    together = responses(make_sampler(folder), *works)
-    assert pass_rows == [100 + 8 * 10]
+    sampler = make_sampler(folder)
+    rows = rows_of_passes(sampler)
+    together = responses(sampler, *works)
+    assert rows == [100 + 8 * 10]
     for work, response in zip(works, together, strict=True):
         [alone] = responses(make_sampler(folder), work)
         np.testing.assert_allclose(prompt_logprobs_of(response), prompt_logprobs_of(alone), atol=1e-5)
 
 
-def test_a_pass_over_prompts_is_bounded_and_a_longer_prompt_goes_alone(folder: Path, pass_rows: list[int]):
+def test_a_pass_over_prompts_is_bounded_and_a_longer_prompt_goes_alone(
+    folder: Path, rows_of_passes: RowsOfPasses
+):
     works = [scoring(folder, some_tokens(40, seed=i), key=str(i)) for i in range(5)]
     works.insert(2, scoring(folder, some_tokens(150, seed=9), key="long"))
-    responses(make_sampler(folder, max_score_tokens=100), *works)
-    assert pass_rows == [80, 150, 80, 40]
+    sampler = make_sampler(folder, max_score_tokens=100)
+    rows = rows_of_passes(sampler)
+    responses(sampler, *works)
+    assert rows == [80, 150, 80, 40]
 
 
 def test_first_come_first_served_so_that_a_large_request_is_not_starved_by_small_ones(folder: Path):
@@ -142,10 +158,14 @@ def test_a_request_that_waits_for_memory_is_not_overtaken_by_smaller_ones(folder
     assert order == ["early", "large", "late"]
 
 
-def test_decoding_waits_until_there_is_no_room_or_no_prompt_to_fill_it(folder: Path, pass_rows: list[int]):
+def test_decoding_waits_until_there_is_no_room_or_no_prompt_to_fill_it(
+    folder: Path, rows_of_passes: RowsOfPasses
+):
     works = [make_work(folder, some_tokens(40, seed=i), key=str(i), max_tokens=3) for i in range(4)]
-    responses(make_sampler(folder, max_score_tokens=40, max_slots=3), *works)
-    assert pass_rows == [40, 40, 40, 3, 3, 40, 1, 1]
+    sampler = make_sampler(folder, max_score_tokens=40, max_slots=3)
+    rows = rows_of_passes(sampler)
+    responses(sampler, *works)
+    assert rows == [40, 40, 40, 3, 3, 40, 1, 1]
 
 
 def test_scoring_needs_no_slot_and_does_not_wait_for_one(folder: Path):
@@ -157,11 +177,13 @@ def test_scoring_needs_no_slot_and_does_not_wait_for_one(folder: Path):
     assert [result.key for result in sampler.step()] == ["score"]
 
 
-def test_a_cache_too_small_for_all_makes_them_take_turns(folder: Path, pass_rows: list[int]):
+def test_a_cache_too_small_for_all_makes_them_take_turns(folder: Path, rows_of_passes: RowsOfPasses):
     # 2 layers x keys and values x 2 heads x 16 x 4 bytes = 512 bytes a token; a slot of 64 tokens has 32 KiB.
     works = [make_work(folder, some_tokens(5, seed=i), key=str(i), max_tokens=4) for i in range(4)]
-    responses(make_sampler(folder, max_cache_bytes=2 * 64 * 512), *works)
-    assert pass_rows == [10, 2, 2, 2, 10, 2, 2, 2]
+    sampler = make_sampler(folder, max_cache_bytes=2 * 64 * 512)
+    rows = rows_of_passes(sampler)
+    responses(sampler, *works)
+    assert rows == [10, 2, 2, 2, 10, 2, 2, 2]
 
 
 def test_requests_for_two_base_models_run_side_by_side(folder: Path, any_folder: Path):

@@ -1,0 +1,65 @@
+"""The documentation says what is: its code runs, its links lead somewhere, its routes are the server's."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+import pytest
+from fastapi import APIRouter
+
+from tinkerlite_server import routes
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
+def test_links_within_the_repository_lead_to_files_and_headings_that_exist(page: Path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        file, _, heading = target.partition("#")
+        if "://" in target:
+            continue
+        linked = (page.parent / file).resolve() if file else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        if heading:
+            assert heading in headings(linked), f"{page.name} links to {target}"
+
+
+def headings(page: Path) -> set[str]:
+    """Anchors as code hosts make them of a page's headings."""
+    lines = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+def test_the_code_of_the_recipes_page_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "recipes.md").read_text("utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "docs/recipes.md", "exec"), {"__name__": "docs"})
+
+
+def test_the_protocol_page_lists_the_routes_of_the_server():
+    text = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"`(GET|POST|PUT|DELETE) ([a-z_]+[^` ]*)`", text))
+    sections = [import_module(f"{routes.__name__}.{each.name}") for each in iter_modules(routes.__path__)]
+    served = {
+        (method, route.path.removeprefix("/").replace(":path", ""))
+        for section in sections
+        for route in getattr(section, "router", APIRouter()).routes
+        for method in route.methods
+    }
+    assert documented == served
+
+
+def test_every_file_and_module_that_the_pages_name_exists():
+    names = {
+        path.name
+        for part in ("tinkerlite", "server", "cookbook", "tests")
+        for path in (ROOT / part).rglob("*.py")
+    }
+    for page in PAGES:
+        for name in re.findall(r"`(?:[\w.]+/)*([a-z_]+\.py)`", page.read_text(encoding="utf-8")):
+            assert name in names, f"{page.name} speaks of {name}"
