@@ -2,8 +2,9 @@
 
     python -m benchmarks [--quick] [--only ROW ...] [--model NAME] [--output FOLDER]
 
-Measures every row, prints a table, and writes JSON and a figure. Whatever is missing (a package, memory,
-an environment) skips that entry of a row by name, with the reason.
+Measures every row, prints a table, and writes JSON and a figure: under an hour on two cores, under five
+minutes with --quick. Whatever is missing (a package, memory, an environment) skips that entry of a row by
+name, with the reason.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rich.console import Console
 
 from benchmarks import machine, measure
 from benchmarks.figure import draw
-from benchmarks.floor import Floor
+from benchmarks.floor import Floor, Rates
 from benchmarks.report import OURS, Result, number, print_table, write_json
 from benchmarks.rows import ELSEWHERE, ROWS, Row
 from benchmarks.work import Job, Unavailable, Work
@@ -51,36 +52,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Unavailable as error:
         console.print(f"the machine could not be measured with model {given.model!r}: {error}")
         return 1
-    facts = {name: measured.pop(name) for name in ("folder", "vocab_size", "dtype")}
-    threads = measured.pop("threads")
+    facts = {name: measured[name] for name in ("folder", "vocab_size", "dtype")}
     context = {
         "model": given.model,
         "quick": given.quick,
-        **machine.describe(facts["dtype"], threads),
+        **machine.describe(facts["dtype"], measured["threads"]),
     }
-    floor = Floor.from_measured(measured, facts["dtype"])
     rows = [row for row in ROWS if not given.only or row.key in given.only]
     with _shared_server(given) as url:
-        bench = Bench(replace(job, **facts, base_url=url), floor, given.quick, console)
+        bench = Bench(replace(job, **facts, base_url=url), given.quick, console)
         results = [bench.measure(row) for row in rows]
+    rates = [Rates.from_measured(measured)]
+    if not given.quick:
+        # A floor is the machine undisturbed, and a disturbance may have come and gone since the start.
+        with suppress(Unavailable):
+            rates.append(Rates.from_measured(measure.run(job, TIMEOUT_SECONDS)))
+    floor = Floor.from_measured(measured, Rates.best(rates))
+    results = [bench.with_floor(row, result, floor) for row, result in zip(rows, results, strict=True)]
     print_table(results, console)
-    _write(given, context, measured, results, console)
+    _write(given, {**context, "machine": asdict(floor.rates)}, results, console)
     return 0
 
 
 class Bench:
     """Measures rows: everyone in a row does the same work, one after the other, each by itself."""
 
-    def __init__(self, job: Job, floor: Floor, quick: bool, console: Console) -> None:
+    def __init__(self, job: Job, quick: bool, console: Console) -> None:
         self._job = job
-        self._floor = floor
         self._quick = quick
         self._console = console
         self._outcomes: dict[Job, dict[str, Any] | Unavailable] = {}
 
     def measure(self, row: Row) -> Result:
         """Everyone's numbers for one row; whoever cannot be measured is skipped with the reason."""
-        work = row.quick if self._quick else row.work
+        work = self._work(row)
         repeats = row.quick_repeats if self._quick else row.repeats
         self._console.print(row.name(work))
         repetitions: dict[str, list[float]] = {}
@@ -101,11 +106,18 @@ class Bench:
             higher_is_better=row.higher_is_better,
             ours=medians.pop(OURS, None),
             alternatives=medians,
-            floor=None if row.floor is None else row.floor(self._floor, work),
+            floor=None,
             skipped=skipped,
             work=asdict(work),
             repetitions=repetitions,
         )
+
+    def with_floor(self, row: Row, result: Result, floor: Floor) -> Result:
+        """The result with its row's bound."""
+        return result if row.floor is None else replace(result, floor=row.floor(floor, self._work(row)))
+
+    def _work(self, row: Row) -> Work:
+        return row.quick if self._quick else row.work
 
     def _run(self, job: Job) -> dict[str, Any]:
         """Two rows about one measurement (its speed, its memory) make it once."""
@@ -138,7 +150,6 @@ def _shared_server(given: argparse.Namespace) -> Iterator[str]:
 def _write(
     given: argparse.Namespace,
     context: dict[str, Any],
-    measured: dict[str, Any],
     results: Sequence[Result],
     console: Console,
 ) -> None:
@@ -148,7 +159,7 @@ def _write(
     name += "-quick" if given.quick else ""
     name += "-only" if given.only else ""
     path = given.output / f"{name}.json"
-    write_json(path, context, measured, results)
+    write_json(path, context, results)
     hardware = context["hardware"]
     caption = f"{given.model}, {context['dtype']}, {hardware['cores']} cores of {hardware['cpu']}"
     try:

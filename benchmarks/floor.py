@@ -33,6 +33,35 @@ _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
+class Rates:
+    """What the machine does at its best."""
+
+    gemm_flops: Mapping[str, Mapping[int, float]]
+    """FLOP per second, by dtype and rows of the batch."""
+    read_bytes: float
+    """Bytes of memory read per second."""
+
+    @classmethod
+    def from_measured(cls, measured: Mapping[str, Any]) -> Rates:
+        """The rates in what `measure` returned."""
+        by_dtype = {
+            name: {int(rows): rate for rows, rate in rates.items()}
+            for name, rates in measured["gemm_flops"].items()
+        }
+        return cls(by_dtype, measured["read_bytes"])
+
+    @classmethod
+    def best(cls, several: Sequence[Rates]) -> Rates:
+        """The highest of every rate."""
+        first = several[0].gemm_flops
+        by_dtype = {
+            name: {rows: max(each.gemm_flops[name][rows] for each in several) for rows in first[name]}
+            for name in first
+        }
+        return cls(by_dtype, max(each.read_bytes for each in several))
+
+
+@dataclass(frozen=True)
 class Floor:
     """Bounds for one model on this machine. Seconds, unless a name says tokens per second."""
 
@@ -41,10 +70,7 @@ class Floor:
     head: Shape
     """The unembedding."""
     dtype: str
-    gemm_flops: Mapping[str, Mapping[int, float]]
-    """FLOP per second, by dtype and rows of the batch."""
-    bandwidth: float
-    """Bytes read per second."""
+    rates: Rates
 
     def pass_seconds(
         self,
@@ -67,7 +93,7 @@ class Floor:
         if backward:
             live = head_rows if backward_head_rows is None else backward_head_rows
             flop += (2 * n + 4 * m) * rows + (2 * head_n + 4 * head_m) * live
-        return max(flop / self.rate(rows), self.weight_bytes / self.bandwidth)
+        return max(flop / self.rate(rows), self.weight_bytes / self.rates.read_bytes)
 
     @property
     def weight_bytes(self) -> int:
@@ -76,7 +102,7 @@ class Floor:
 
     def rate(self, rows: int) -> float:
         """GEMM rate at the measured batch size nearest to this one."""
-        rates = self.gemm_flops[self.dtype]
+        rates = self.rates.gemm_flops[self.dtype]
         return rates[min(rates, key=lambda measured: abs(math.log(measured / rows)))]
 
     # ---- rows ----
@@ -100,7 +126,7 @@ class Floor:
     def weights_to_sampler_milliseconds(self, work: Work) -> float:
         """The fp32 adapter read, and written in the model's dtype."""
         values = _adapter_parameters([*self.body, self.head], work.rank)
-        return 1e3 * values * (4 + _ITEM_BYTES[self.dtype]) / self.bandwidth
+        return 1e3 * values * (4 + _ITEM_BYTES[self.dtype]) / self.rates.read_bytes
 
     def request_milliseconds(self, work: Work) -> float:
         """One pass over the prompt."""
@@ -108,7 +134,7 @@ class Floor:
 
     def cold_start(self, work: Work) -> float:
         """Weights read once, and one pass over the prompt."""
-        return self.weight_bytes / self.bandwidth + self.pass_seconds(work.prompt, 1)
+        return self.weight_bytes / self.rates.read_bytes + self.pass_seconds(work.prompt, 1)
 
     def _sample_seconds(self, work: Work) -> float:
         prefill = self.pass_seconds(work.groups * work.prompt, work.groups, work.rank)
@@ -124,21 +150,11 @@ class Floor:
         live = min(rows, work.sampled_tokens)
         return self.pass_seconds(rows, rows, work.rank, backward=True, backward_head_rows=live)
 
-    # ---- measured, then carried from process to process ----
-
     @classmethod
-    def from_measured(cls, measured: Mapping[str, Any], dtype: str) -> Floor:
-        """The floor of what `measure` returned."""
-        return cls(
-            body=[(i, o) for i, o in measured["body"]],
-            head=(measured["head"][0], measured["head"][1]),
-            dtype=dtype,
-            gemm_flops={
-                name: {int(rows): rate for rows, rate in rates.items()}
-                for name, rates in measured["gemm_flops"].items()
-            },
-            bandwidth=measured["bandwidth_bytes"],
-        )
+    def from_measured(cls, measured: Mapping[str, Any], rates: Rates) -> Floor:
+        """The floor of the model in what `measure` returned."""
+        body, head = measured["body"], measured["head"]
+        return cls([(i, o) for i, o in body], (head[0], head[1]), measured["dtype"], rates)
 
 
 def _bare(work: Work) -> Work:
@@ -175,11 +191,8 @@ def measure(job: Job) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "body": body,
         "head": head,
-        "bandwidth_bytes": read_bandwidth(),
-        "gemm_flops": {
-            name: {rows: gemm_rate([*body, head], rows, name) for rows in batches}
-            for name in ("float32", "bfloat16")
-        },
+        "read_bytes": read_bandwidth(),
+        "gemm_flops": {name: gemm_rates([*body, head], batches, name) for name in ("float32", "bfloat16")},
     }
 
 
@@ -195,26 +208,29 @@ def linear_shapes(folder: Path) -> tuple[list[Shape], Shape]:
     return [(m.in_features, m.out_features) for m in layers], (head.in_features, head.out_features)
 
 
-def gemm_rate(shapes: Sequence[Shape], rows: int, dtype: str) -> float:
-    """FLOP per second of x W^T for `rows` rows of x, over the model's weights one after the other."""
+def gemm_rates(shapes: Sequence[Shape], batches: Sequence[int], dtype: str) -> dict[int, float]:
+    """FLOP per second of x W^T by rows of x, over the model's weights one after the other."""
     import torch
 
     kind = getattr(torch, dtype)
-    held, used = 0, 0
     weights: list[Any] = []
+    held = 0
     for inputs, outputs in reversed(shapes):  # the unembedding first: it is the largest
         if weights and held + inputs * outputs * kind.itemsize > _WEIGHT_BYTES:
             break
         weights.append(torch.rand(outputs, inputs, dtype=kind))
         held += weights[-1].nbytes
-        used += inputs * outputs
-    x = {width: torch.rand(rows, width, dtype=kind) for width in {weight.shape[1] for weight in weights}}
+    flop_per_row = 2 * sum(weight.numel() for weight in weights)
+    rates: dict[int, float] = {}
+    for rows in batches:
+        x = {width: torch.rand(rows, width, dtype=kind) for width in {w.shape[1] for w in weights}}
 
-    def multiply() -> None:
-        for weight in weights:
-            torch.nn.functional.linear(x[weight.shape[1]], weight)
+        def multiply(x: dict[int, Any] = x) -> None:
+            for weight in weights:
+                torch.nn.functional.linear(x[weight.shape[1]], weight)
 
-    return 2 * rows * used / _best_seconds(multiply)
+        rates[rows] = rows * flop_per_row / _best_seconds(multiply)
+    return rates
 
 
 def read_bandwidth(size_bytes: int = 2**29) -> float:

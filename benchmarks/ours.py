@@ -141,21 +141,26 @@ def _score(sampler: SamplingClient, sequences: Sequence[Ids]) -> list[list[float
 
 def train(job: Job) -> Measured:
     """Tokens per second of forward_backward and optim_step, and the peak memory of server and client."""
-    # Peak memory is that of a server which has done nothing else.
-    with _service(replace(job, base_url="")) as service:
+    # On a server of its own, whose peak is that of this work alone.
+    measured = train_shared(replace(job, base_url=""))
+    return {**measured, "peak_rss_mib": [peak_rss_mib()]}
+
+
+def train_shared(job: Job) -> Measured:
+    """The same without the memory, on any server."""
+    with _service(job) as service:
         trainer = _trainer(service, job)
 
         def once(repetition: int, work: Work = job.work) -> None:
             _update(trainer, _datums(work, repetition, job.vocab_size))
 
         once(0, job.work.small())
-        rates = _rates(job.work.total_tokens, timed(once, job.repeats))
-    return {"tokens_per_second": rates, "peak_rss_mib": [peak_rss_mib()]}
+        return {"tokens_per_second": _rates(job.work.total_tokens, timed(once, job.repeats))}
 
 
 def train_unshared(job: Job) -> Measured:
     """Sequences of the same lengths that have nothing in common."""
-    return train(replace(job, work=job.work.unshared()))
+    return train_shared(replace(job, work=job.work.unshared()))
 
 
 def _datums(work: Work, repetition: int, vocab_size: int) -> list[Datum]:

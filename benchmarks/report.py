@@ -70,11 +70,9 @@ class Result:
         }
 
 
-def write_json(
-    path: Path, context: Mapping[str, Any], floor: Mapping[str, Any], results: Sequence[Result]
-) -> None:
-    """One file a run: where it was made, the machine's own rates, and the rows."""
-    content = {**context, "machine": floor, "rows": [result.to_json() for result in results]}
+def write_json(path: Path, context: Mapping[str, Any], results: Sequence[Result]) -> None:
+    """One file a run: where it was made, the machine's own rates among it, and the rows."""
+    content = {**context, "rows": [result.to_json() for result in results]}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -149,7 +149,7 @@ ROWS: tuple[Row, ...] = (
         _TRAIN + _SHARED + ", LoRA rank {rank}",
         work=Work(groups=2, samples=8, prompt=512, tokens=64, rank=32),
         quick=Work(groups=2, samples=4, prompt=128, tokens=16, rank=32),
-        ours=f"{_OURS}:train",
+        ours=f"{_OURS}:train_shared",
         alternatives={
             "tinkerlite, nothing shared": f"{_OURS}:train_unshared",
             "transformers + PEFT, padded": f"{_OTHERS}:train",

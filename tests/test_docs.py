@@ -63,3 +63,10 @@ def test_every_file_and_module_that_the_pages_name_exists():
     for page in PAGES:
         for name in re.findall(r"`(?:[\w.]+/)*([a-z_]+\.py)`", page.read_text(encoding="utf-8")):
             assert name in names, f"{page.name} speaks of {name}"
+
+
+def test_every_test_that_the_pages_cite_exists():
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    for page in PAGES:
+        for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")):
+            assert f"def {name}(" in tests, f"{page.name} cites {name}"

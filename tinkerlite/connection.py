@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Set
 from typing import Any, TypeVar
 
 import httpx
@@ -52,7 +52,7 @@ class Connection:
         """Whether the server has taken a protobuf request; None before the first."""
         self._board = WaitingBoard(self.config.progress_after_seconds)
         self._tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
-        self.transport, self.server_config = self.loop.call(_open(self.endpoint, self.config))
+        self.transport, self.server_config = self.loop.call(_open(self.endpoint, self.config, self._tasks))
 
     def start(self, work: Coroutine[Any, Any, T], label: str) -> APIFuture[T]:
         """Begin work on the loop; what one thread starts begins in that order."""
@@ -64,12 +64,7 @@ class Connection:
 
     def close(self) -> None:
         """Drop the connections; whoever still waits gets a ClientClosedError."""
-        self.loop.call(self._cancel_tasks())
         self.transport.close()
-
-    async def _cancel_tasks(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
 
     async def send(
         self,
@@ -129,12 +124,14 @@ class Connection:
             )
 
 
-async def _open(endpoint: Endpoint, config: ClientConfig) -> tuple[Transport, ClientConfigResponse]:
-    transport = await Transport.open(endpoint, config, background_loop())
+async def _open(
+    endpoint: Endpoint, config: ClientConfig, tasks: Set[asyncio.Task[Any]]
+) -> tuple[Transport, ClientConfigResponse]:
+    transport = await Transport.open(endpoint, config, background_loop(), tasks)
     try:
         return transport, await _handshake(transport, config)
     except APIConnectionError as error:
-        transport.close()
+        await transport.aclose()
         raise APIConnectionError(
             f"no server answers at {endpoint.base_url} ({error.message}). Start one with `tinkerlite serve "
             '--model NAME`, or run it in this process with base_url="local://NAME"',
@@ -142,7 +139,7 @@ async def _open(endpoint: Endpoint, config: ClientConfig) -> tuple[Transport, Cl
             url=error.url,
         ) from error
     except BaseException:
-        transport.close()
+        await transport.aclose()
         raise
 
 

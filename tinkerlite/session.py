@@ -57,7 +57,7 @@ class Session:
         self._run_numbers = itertools.count()
         self._sampler_numbers = itertools.count()
         heart = _Heart(connection.transport, self.id, connection.config.heartbeat_seconds)
-        connection.loop.submit(heart.start())
+        connection.start(heart.beat(), "heartbeats")
         # The heart does not know the session, so a session that nobody holds any more stops beating.
         self._stop = weakref.finalize(self, connection.loop.close_soon, heart.stop)
 
@@ -98,14 +98,12 @@ class _Heart:
         self._seconds = seconds
         self._task: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        self._task = asyncio.create_task(self._beat())
-
     async def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
 
-    async def _beat(self) -> None:
+    async def beat(self) -> None:
+        self._task = asyncio.current_task()
         heard = time.monotonic()
         while True:
             await asyncio.sleep(self._seconds)

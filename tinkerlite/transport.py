@@ -5,10 +5,11 @@ Knows httpx, headers and statuses. Does not retry, and knows nothing of futures 
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from typing import Any, TypeVar, cast
@@ -34,6 +35,7 @@ from tinkerlite.errors import (
     ResultGoneError,
     UnprocessableEntityError,
 )
+from tinkerlite.lanes import Lanes
 from tinkerlite.local import local_servers
 from tinkerlite.loop import BackgroundLoop
 
@@ -52,57 +54,72 @@ _STATUS_ERRORS: dict[int, type[APIStatusError]] = {
 }
 _SHOWN_CHARACTERS = 2000
 
+CLOSE_PATIENCE_SECONDS = 2.0
+"""How long what is under way may take to end."""
+
 
 class Transport:
-    """An httpx client for one endpoint. Open it, and use it, on the background loop."""
+    """The connections to one endpoint. Open it, and use it, on the background loop."""
 
     def __init__(
         self,
         endpoint: Endpoint,
         config: ClientConfig,
         loop: BackgroundLoop,
-        http: httpx.AsyncClient,
+        lanes: Lanes,
         resources: AsyncExitStack,
     ) -> None:
         self._endpoint = endpoint
         self._config = config
-        self._http = http
-        self._close = weakref.finalize(self, loop.close_soon, resources.aclose)
+        self._loop = loop
+        self._lanes = lanes
+        self._resources = resources
+        self._finalizer = weakref.finalize(self, loop.close_soon, resources.aclose)
 
     @classmethod
-    async def open(cls, endpoint: Endpoint, config: ClientConfig, loop: BackgroundLoop) -> Transport:
-        """Connect to nothing yet, but start the server if it is to run in this process."""
+    async def open(
+        cls, endpoint: Endpoint, config: ClientConfig, loop: BackgroundLoop, users: Set[asyncio.Task[Any]]
+    ) -> Transport:
+        """Connect to nothing yet, but start the server if it is to run in this process.
+
+        `users` are the tasks that send through it: they end before it does.
+        """
         resources = AsyncExitStack()
         options: dict[str, Any]
         if endpoint.local_models:
             app = await resources.enter_async_context(local_servers.lease(endpoint.local_models))
             options = {"transport": httpx.ASGITransport(app, raise_app_exceptions=False)}
         else:
-            # No proxy stands between two processes on one machine, whatever the environment
-            # says; and certificates take a while to load that plain http never asks for.
+            # No proxy stands between two processes on one machine, whatever the environment says.
+            # Certificates take a while to load: once, and not at all for plain http.
+            secure = endpoint.base_url.startswith("https")
             options = {
                 "trust_env": not endpoint.is_loopback,
-                "verify": endpoint.base_url.startswith("https"),
+                "verify": httpx.create_ssl_context() if secure else False,
+                # Idle connections are dropped before common servers drop them (after 5 s).
+                "limits": httpx.Limits(max_connections=None, keepalive_expiry=3.0),
             }
-        http = httpx.AsyncClient(
-            base_url=endpoint.base_url,
-            headers={
-                "X-API-Key": endpoint.api_key,
-                "User-Agent": f"tinkerlite/{version('tinkerlite')}",
-                "Accept": "application/json",
-            },
-            timeout=config.request_timeout_seconds,
-            # Every long poll holds a connection, so what is in flight bounds their number. Idle ones
-            # are dropped before common servers drop them (after 5 s).
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=3.0),
-            **options,
-        )
-        await resources.enter_async_context(http)
-        return cls(endpoint, config, loop, http, resources)
+        headers = {
+            "X-API-Key": endpoint.api_key,
+            "User-Agent": f"tinkerlite/{version('tinkerlite')}",
+            "Accept": "application/json",
+        }
+        lanes = Lanes(lambda: httpx.AsyncClient(base_url=endpoint.base_url, headers=headers, **options))
+        resources.push_async_callback(lanes.aclose)
+        resources.push_async_callback(_end, users)
+        return cls(endpoint, config, loop, lanes, resources)
 
     def close(self) -> None:
-        """Close the connections, soon. Collecting the transport, or exiting, does the same."""
-        self._close()
+        """End what is under way, close the connections, and stop the server if it was started here.
+
+        Collecting the transport, or exiting, does the same.
+        """
+        self._loop.call(self.aclose())
+
+    async def aclose(self) -> None:
+        """`close`, for those on the background loop."""
+        if self._finalizer.detach() is not None:
+            await self._resources.aclose()
 
     async def request(
         self,
@@ -121,20 +138,21 @@ class Transport:
             APIConnectionError, APITimeoutError: no answer.
             APIStatusError: any other status; the class is that of `tinkerlite.errors`.
         """
-        if not self._close.alive:
+        if not self._finalizer.alive:
             raise ClientClosedError(f"{method} {path}: this client is closed; make a new ServiceClient")
         seconds = timeout_seconds or self._config.request_timeout_seconds
         url = f"{self._endpoint.base_url}/api/v1/{path}"
         try:
-            response = await self._http.request(
-                method,
-                f"/api/v1/{path}",
-                json=json,
-                content=content,
-                headers=headers,
-                params=params,
-                timeout=httpx.Timeout(seconds, connect=self._config.connect_timeout_seconds),
-            )
+            async with self._lanes.lane() as http:
+                response = await http.request(
+                    method,
+                    f"/api/v1/{path}",
+                    json=json,
+                    content=content,
+                    headers=headers,
+                    params=params,
+                    timeout=httpx.Timeout(seconds, connect=self._config.connect_timeout_seconds),
+                )
         except httpx.TimeoutException as error:
             raise APITimeoutError(
                 f"{method} {url}: no answer within {seconds:g} s ({type(error).__name__})",
@@ -147,6 +165,14 @@ class Transport:
         if not response.is_success:
             raise _status_error(response, method, url)
         return response
+
+
+async def _end(tasks: Set[asyncio.Task[Any]]) -> None:
+    ending = list(tasks)
+    for task in ending:
+        task.cancel()
+    if ending:
+        await asyncio.wait(ending, timeout=CLOSE_PATIENCE_SECONDS)
 
 
 def read_json(response: httpx.Response) -> dict[str, Any]:

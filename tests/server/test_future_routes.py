@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.server.served import Caller, serving
+from tests.server.toy_engine import ToyEngine
+
+from tinkerlite_server.settings import Limits
+
+
+def test_a_pending_request_is_held_and_then_says_what_it_waits_for(toy: ToyEngine, tmp_path: Path):
+    with serving(toy, tmp_path, limits=Limits(poll_seconds=0.01)) as served:
+        caller = served.caller()
+        session = caller.session()
+        created = caller.submit_model(session)
+        while caller.retrieve(created).status_code == 408:
+            pass
+        model = f"{session}:train:0"
+        response = caller.retrieve(caller.optim_step(model, 2))
+        assert response.status_code == 408
+        assert response.json() == {
+            "queue_state": "active",
+            "queue_state_reason": f"operation 2 of {model} waits for 1, which has not arrived",
+        }
+
+
+def test_a_poll_is_answered_the_moment_the_result_is_there(caller: Caller, toy: ToyEngine):
+    """The hold is 25 s and the suite's limit is not: an answer means that the waiter was woken."""
+    model = caller.model()
+    assert "metrics" in caller.result(caller.optim_step(model, 1))
+
+
+def test_an_unknown_request_is_not_found(caller: Caller):
+    assert "there is no request 'nothing'" in caller.refused(
+        "/retrieve_future", status=404, request_id="nothing"
+    )
+
+
+def test_a_request_id_that_is_no_text_is_refused(caller: Caller):
+    assert "request_id" in caller.refused("/retrieve_future", request_id=5)
+
+
+def test_a_result_that_was_let_go_is_gone_and_not_unknown(toy: ToyEngine, tmp_path: Path):
+    with serving(toy, tmp_path, limits=Limits(result_seconds=0.0)) as served:
+        caller = served.caller()
+        request_id = caller.submit_model(caller.session())
+        caller.result(request_id)
+        served.service.sweep()
+        assert "is gone" in caller.refused("/retrieve_future", status=410, request_id=request_id)
+
+
+def test_after_its_result_is_gone_an_operation_still_cannot_run_twice(toy: ToyEngine, tmp_path: Path):
+    with serving(toy, tmp_path, limits=Limits(result_seconds=0.0)) as served:
+        caller = served.caller()
+        model = caller.model()
+        caller.result(caller.optim_step(model, 1))
+        served.service.sweep()
+        body = {"model_id": model, "seq_id": 1, "adam_params": {"learning_rate": 0.5}}
+        assert "was used before" in caller.refused("/optim_step", **body)
+        assert toy.run(model).steps == 1
+
+
+def test_metadata_only_is_an_offer_that_this_server_does_not_take(caller: Caller):
+    request_id = caller.submit_model(caller.session())
+    answer = caller.ok("/retrieve_future", request_id=request_id, allow_metadata_only=True)
+    assert answer["type"] == "create_model"
+
+
+def test_held_polls_end_when_the_server_stops(toy: ToyEngine, tmp_path: Path):
+    with serving(toy, tmp_path) as served:
+        caller = served.caller()
+        pending = caller.optim_step(caller.model(), 2)
+        served.service.begin_shutdown()
+        assert caller.retrieve(pending).status_code == 408

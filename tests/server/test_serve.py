@@ -1,0 +1,122 @@
+"""The command: what it says, what it refuses, and how it stops."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.tiny import make_tiny_model
+
+from tinkerlite_server.serve import main
+from tinkerlite_server.store import Store
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_tiny_model(tmp_path_factory.mktemp("serve") / "tiny"))
+
+
+@contextmanager
+def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server process and its URL, once it says that it is ready."""
+    command = [sys.executable, "-c", "import sys; from tinkerlite_server.serve import main; sys.exit(main())"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(
+        [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+    assert running.stdout is not None
+    said = ""
+    try:
+        for line in running.stdout:
+            said += line
+            if "Ctrl-C" in line:
+                break
+        match = re.search(r"ready at (http://\S+)", said)
+        assert match, said
+        yield running, match[1]
+    finally:
+        running.kill()
+        running.wait()
+        running.stdout.close()
+
+
+def test_it_says_where_it_is_and_stops_promptly_even_while_a_poll_is_held(tiny: str, tmp_path: Path):
+    arguments = ("--model", tiny, "--port", "0", "--data-dir", str(tmp_path))
+    with process(*arguments) as (running, url), httpx.Client(base_url=f"{url}/api/v1", timeout=60) as http:
+        assert http.get("/healthz").json() == {"status": "ok"}
+        session = http.post("/create_session", json={}).json()["session_id"]
+        model = {"session_id": session, "model_seq_id": 0, "base_model": tiny, "lora_config": {"rank": 2}}
+        http.post("/create_model", json=model)
+        step = {"model_id": f"{session}:train:0", "seq_id": 2, "adam_params": {}}  # 1 never comes
+        request_id = http.post("/optim_step", json=step).json()["request_id"]
+        statuses: list[int] = []
+        poll = threading.Thread(
+            target=lambda: statuses.append(
+                http.post("/retrieve_future", json={"request_id": request_id}).status_code
+            )
+        )
+        poll.start()
+        poll.join(0.5)
+        assert poll.is_alive()
+        running.send_signal(signal.SIGTERM)
+        # Held polls last 25 s and connections are given 5: being done in 20 means that it was let go.
+        assert running.wait(20) == 0
+        poll.join(20)
+        assert statuses == [408]
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the command says when it does not start."""
+    assert main(list(arguments)) == 2
+    return capsys.readouterr().err
+
+
+def test_a_port_in_use_is_said_before_any_model_is_fetched(capsys: pytest.CaptureFixture[str]):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        said = refusal(capsys, "--model", "never/looked-at", "--port", port)
+    assert f"cannot listen on 127.0.0.1:{port}" in said
+    assert "--port" in said
+
+
+def test_an_unknown_model_is_said_at_the_start(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    said = refusal(capsys, "--model", str(tmp_path / "nothing"), "--port", "0")
+    assert "there is no such folder" in said
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_the_world_is_not_let_in_without_a_key(capsys: pytest.CaptureFixture[str], host: str):
+    said = refusal(capsys, "--model", "never/looked-at", "--host", host)
+    assert "--api-key" in said
+
+
+def test_a_data_folder_is_used_by_one_server_at_a_time_and_free_after_ctrl_c(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ("--model", tiny, "--port", "0", "--data-dir", str(tmp_path))
+    with process(*arguments) as (running, _):
+        assert "--data-dir" in refusal(capsys, *arguments)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(20) == 0
+    Store(tmp_path).close()
+
+
+def test_help_names_every_option_and_an_example(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    for option in ("--model", "--host", "--port", "--data-dir", "--api-key", "--device", "--dtype"):
+        assert option in said
+    assert "examples:" in said

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.server.served import Caller, sample_body, serving
+from tests.server.toy_engine import ToyEngine
+
+from tinkerlite import types
+from tinkerlite_server.settings import Limits
+
+
+def test_anyone_may_ask_whether_the_server_is_alive(toy: ToyEngine, tmp_path: Path):
+    with serving(toy, tmp_path, api_keys=["tml-a"]) as served:
+        assert served.caller(None).get("/healthz").json() == {"status": "ok"}
+
+
+def test_the_client_config_keeps_chunks_in_order_and_promises_nothing_that_is_missing(caller: Caller):
+    answer = caller.ok("/client/config", sdk_version="0.38.0")
+    config = types.ClientConfigResponse.model_validate(answer)
+    assert not config.parallel_fwdbwd_chunks
+    assert not config.pjwt_auth_enabled
+    assert not config.proto_compress_fwdbwd
+    assert not answer["sample_use_retrieve_futures"]
+    assert not answer["custom_loss_server_side"]
+    assert not answer["sample_join_sampling_session"]
+    assert caller.ok("/client/dynamic_config")["sample_cancel_enabled"] is True
+
+
+def test_capabilities_name_every_model_and_what_can_be_asked_of_it(caller: Caller):
+    [toy, teacher] = caller.get("/get_server_capabilities").json()["supported_models"]
+    assert (toy["model_name"], teacher["model_name"]) == ("toy", "teacher")
+    assert toy["max_context_length"] == 32
+    assert toy["vocab_size"] == toy["max_topk"] == 11
+    assert toy["trainable"]
+    assert toy["sampleable"]
+    assert "importance_sampling" in toy["losses"]
+
+
+def test_a_heartbeat_keeps_a_session_and_stops_once_it_has_ended(caller: Caller):
+    session = caller.session()
+    assert caller.ok("/session_heartbeat", session_id=session) == {"type": "session_heartbeat"}
+    caller.ok(f"/sessions/{session}/finish", reason={"type": "success"}, detail=None)
+    assert "has ended" in caller.refused("/session_heartbeat", status=410, session_id=session)
+    caller.refused("/session_heartbeat", status=404, session_id="nobody")
+
+
+def test_a_finished_session_frees_its_runs_and_keeps_its_checkpoints(caller: Caller, toy: ToyEngine):
+    session = caller.session()
+    model = caller.model(session)
+    path = caller.save(model, 1, "a")["path"]
+    snapshot = caller.snapshot(model, 2, 0)
+    caller.ok(f"/sessions/{session}/finish", reason={"type": "success"}, detail=None)
+    message = caller.refused("/optim_step", status=404, model_id=model, seq_id=3, adam_params={})
+    assert "its client closed it (success)" in message
+    assert f"its last checkpoint is {path}" in message
+    caller.refused("/asample", status=404, **sample_body(snapshot))
+    caller.refused("/create_model", status=410, session_id=session, model_seq_id=1, base_model="toy")
+    # Chores are done in order, so once a new run is there the old one is not.
+    caller.model()
+    assert ("drop_run", model) in toy.calls
+    assert ("drop_adapter", snapshot) in toy.calls
+    assert caller.ok("/weights_info", tinker_path=path)["base_model"] == "toy"
+
+
+def test_finishing_a_session_again_changes_nothing(caller: Caller):
+    session = caller.session()
+    for reason in ("errored", "success"):
+        caller.ok(f"/sessions/{session}/finish", reason={"type": reason}, detail=None)
+    assert "(errored)" in caller.refused("/session_heartbeat", status=410, session_id=session)
+
+
+def test_what_waits_in_a_finished_session_fails(caller: Caller, toy: ToyEngine):
+    session = caller.session()
+    model = caller.model(session)
+    waiting = caller.optim_step(model, 2)
+    caller.ok(f"/sessions/{session}/finish", reason={"type": "interrupted"}, detail="Ctrl-C")
+    message, category = caller.failure(waiting)
+    assert "has ended" in message
+    assert category == "user"
+
+
+def test_a_session_without_a_sign_of_life_ends(toy: ToyEngine, tmp_path: Path):
+    with serving(toy, tmp_path, limits=Limits(session_seconds=0.0)) as served:
+        caller = served.caller()
+        session = caller.session()
+        model = caller.model(session)
+        served.service.sweep()
+        message = caller.refused("/session_heartbeat", status=410, session_id=session)
+        assert "it gave no sign of life for 0 s" in message
+        caller.refused("/get_info", status=404, model_id=model)
+
+
+def test_a_session_with_signs_of_life_goes_on(caller: Caller):
+    session = caller.session()
+    caller.server.service.sweep()
+    caller.ok("/session_heartbeat", session_id=session)
+
+
+def test_sessions_are_listed_with_what_they_made(caller: Caller):
+    answer = caller.ok(
+        "/create_session", tags=["x"], user_metadata={"run": 1, "name": "n"}, display_name="mine"
+    )
+    session = answer["session_id"]
+    model, sampler = caller.model(session), caller.sampler(session)
+    assert caller.get("/sessions?limit=5").json() == {"sessions": [session]}
+    assert caller.get(f"/sessions/{session}?access_scope=owned").json() == {
+        "training_run_ids": [model],
+        "sampler_ids": [sampler],
+        "user_metadata": {"run": "1", "name": "n"},
+        "display_name": "mine",
+    }
+
+
+def test_telemetry_is_accepted_whatever_it_holds(caller: Caller):
+    assert caller.ok("/telemetry", events=[{"anything": None}]) == {"status": "accepted"}
+    response = caller.request("POST", "/telemetry", content=b"not even JSON")
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("base_model", ["tiny", "/a/local/folder"])
+def test_tokenizer_files_come_from_the_server(tmp_path: Path, base_model: str):
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text('{"version": "é"}', encoding="utf-8")
+    (folder / "model.safetensors").write_bytes(b"\x00" * 8)
+    with serving(ToyEngine([base_model], folder), tmp_path / "data") as served:
+        answer = served.caller().get(f"/tokenizers/{base_model}")
+        files = types.TokenizerFiles.model_validate(answer.json())
+        assert files.files == {"tokenizer.json": '{"version": "é"}'}
+        assert files.model_name == base_model
+        assert served.caller().get("/tokenizers/other").status_code == 404
