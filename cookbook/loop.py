@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from cookbook.advantages import AdvantageFn
 from cookbook.datums import Floats, completion_part, policy_datum
@@ -47,7 +48,9 @@ class TrainConfig:
     temperature: float = 1.0
     """Of the rollouts. Logprobs are untempered, so only at 1 is the mean difference a KL."""
     learning_rate: float = 1e-3
-    """Of Adam, constant. LoRA wants about ten times that of full fine-tuning."""
+    """Of Adam at the first step. LoRA wants about ten times that of full fine-tuning."""
+    decay_to: float = 0.0
+    """Share of the learning rate that the steps lead to, in a straight line; 1 keeps it constant."""
     evaluate_every: int = 5
     """Steps between evaluations on held-out problems; the first and the last step always count."""
     held_out: int = 200
@@ -91,7 +94,7 @@ def train(
     rows: list[Row] = []
     for step in range(config.steps + 1):
         is_last = step == config.steps
-        row: dict[str, object] = {"step": step}
+        row: dict[str, Any] = {"step": step}
         clock = _Clock()
         with clock.phase("sampling"):
             sampler = student.save_weights_and_get_sampling_client()
@@ -112,9 +115,10 @@ def train(
                 values = advantages(groups)
             with clock.phase("training"):
                 row |= advantage_figures(values)
-                row |= _update(student, groups, values, config)
+                rate = decayed(config.learning_rate, config.decay_to, step / config.steps)
+                row |= _update(student, groups, values, rate)
+            row["tokens_per_second"] = row["completion_tokens"] / sum(clock.seconds.values())
         row["seconds"] = dict(clock.seconds)
-        row["tokens_per_second"] = _completion_tokens(groups) / sum(clock.seconds.values())
         if teacher is not None and (step % config.kl_every == 0 or is_last):
             row |= kl_figures(groups, teacher.score(groups))
         if step % config.evaluate_every == 0 or is_last:
@@ -133,6 +137,11 @@ def evaluation_figures(evaluation: Evaluation) -> Row:
     return {"accuracy": evaluation.accuracy, "accuracy_interval": list(evaluation.interval)}
 
 
+def decayed(learning_rate: float, decay_to: float, progress: float) -> float:
+    """The learning rate when a share `progress` of the steps is done: linear from 1 to `decay_to` of it."""
+    return learning_rate * (1 - (1 - decay_to) * progress)
+
+
 def submit_update(
     student: TrainingClient, data: list[Datum], loss_fn: str, learning_rate: float
 ) -> tuple[ForwardBackwardOutput, OptimStepResponse]:
@@ -144,7 +153,10 @@ def submit_update(
 
 
 def _update(
-    student: TrainingClient, groups: Sequence[Group], advantages: list[list[Floats]], config: TrainConfig
+    student: TrainingClient,
+    groups: Sequence[Group],
+    advantages: list[list[Floats]],
+    learning_rate: float,
 ) -> Row:
     trajectories = [t for group in groups for t in group.trajectories]
     flat = [values for of_group in advantages for values in of_group]
@@ -152,20 +164,17 @@ def _update(
         policy_datum(t.prompt_tokens, t.completion_tokens, t.logprobs, values)
         for t, values in zip(trajectories, flat, strict=True)
     ]
-    output, stepped = submit_update(student, data, "importance_sampling", config.learning_rate)
+    output, stepped = submit_update(student, data, "importance_sampling", learning_rate)
     trainer_logprobs = [
         completion_part(fields["logprobs"].to_numpy(), len(t.prompt_tokens))
         for fields, t in zip(output.loss_fn_outputs, trajectories, strict=True)
     ]
     return {
+        "learning_rate": learning_rate,
         "loss": output.metrics["loss:sum"],
         **agreement_figures(groups, trainer_logprobs),
         **{f"optimizer_{name}": value for name, value in (stepped.metrics or {}).items()},
     }
-
-
-def _completion_tokens(groups: Sequence[Group]) -> int:
-    return sum(len(t.completion_tokens) for group in groups for t in group.trajectories)
 
 
 def _check_truncation(groups: Sequence[Group], config: TrainConfig) -> None:

@@ -14,9 +14,10 @@ from tinkerlite_server import routes
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+LINKING = [*PAGES, ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_within_the_repository_lead_to_files_and_headings_that_exist(page: Path):
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         file, _, heading = target.partition("#")

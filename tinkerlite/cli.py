@@ -80,9 +80,10 @@ def list_models(base_url: str | None, api_key: str | None, *, as_json: bool) -> 
 
 def _print_table(models: Sequence[SupportedModel]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("model", "context", "vocabulary", "dtype", "train", "sample", "top-k", "losses")
+    names = Column("model", overflow="fold", min_width=20)
+    table = Table(names, "context", "vocabulary", "dtype", "train", "sample", "top-k", "losses")
     for model in models:
         cells = (
             model.model_name,

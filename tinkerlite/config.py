@@ -40,7 +40,8 @@ class ClientConfig:
     stuck_timeout_seconds: float = 600.0
     """How long a training run or sampler may go without finishing anything it was asked."""
     progress_after_seconds: float = 10.0
-    """When to say that we are still waiting; again each time the wait has doubled."""
+    """When to say that we are still waiting; again each time the wait has doubled. The environment
+    variable TINKERLITE_NO_PROGRESS silences it."""
     heartbeat_seconds: float = 10.0
     """How often the server hears that the session is alive."""
     max_concurrent_samples: int = 256

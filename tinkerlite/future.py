@@ -6,12 +6,17 @@ Knows nothing about what the work is.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Generator
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Generic, TypeVar
 
+from tinkerlite.errors import ClientClosedError
 from tinkerlite.loop import background_loop
+
+logger = logging.getLogger("tinkerlite")
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -30,6 +35,7 @@ class APIFuture(Generic[T_co]):
         self._future = future
         self._label = label
         self._started = time.monotonic()
+        self._asked_for = False
 
     def result(self, timeout: float | None = None) -> T_co:
         """Block until the result is there, for at most `timeout` seconds.
@@ -38,6 +44,7 @@ class APIFuture(Generic[T_co]):
             TimeoutError: not there yet; calling again waits longer.
             TinkerError: the work failed; see `tinkerlite.errors`.
         """
+        self._asked_for = True
         if not self._future.done() and background_loop().is_current_thread:
             raise RuntimeError(
                 f"{self._label}: .result() in a callback of another future would wait for itself; "
@@ -55,6 +62,7 @@ class APIFuture(Generic[T_co]):
 
     async def result_async(self, timeout: float | None = None) -> T_co:
         """`await` with a timeout; errors as for `result`."""
+        self._asked_for = True
         # Shielded, so that cancelling the waiter cannot reach the work.
         waiter = asyncio.shield(asyncio.wrap_future(self._future))
         if timeout is None:
@@ -71,6 +79,7 @@ class APIFuture(Generic[T_co]):
 
     def future(self) -> Future[T_co]:
         """The standard future underneath, for `concurrent.futures.wait` and `as_completed`."""
+        self._asked_for = True
         return self._future
 
     def done(self) -> bool:
@@ -79,6 +88,10 @@ class APIFuture(Generic[T_co]):
 
     def _not_yet(self, timeout: float | None) -> TimeoutError:
         return TimeoutError(f"{self._label}: no result within {timeout} s; it is still being worked on")
+
+    def __del__(self) -> None:
+        if not self._asked_for:
+            self._future.add_done_callback(partial(_report_unseen, self._label))
 
     def __repr__(self) -> str:
         if not self._future.done():
@@ -93,3 +106,10 @@ class APIFuture(Generic[T_co]):
             return None
         show = getattr(self._future.result(), "_repr_html_", None)
         return None if show is None else show()
+
+
+def _report_unseen(label: str, future: Future[Any]) -> None:
+    """A failure that would vanish, since nobody holds the future any more."""
+    error = future.exception()
+    if error is not None and not isinstance(error, ClientClosedError):
+        logger.error("%s failed, and nobody asked for its result: %s", label, error)

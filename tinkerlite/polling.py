@@ -26,7 +26,7 @@ from tinkerlite.errors import (
     StuckRequestError,
 )
 from tinkerlite.progress import ProgressClock, Waiting
-from tinkerlite.retry import backoff_seconds, is_transient
+from tinkerlite.retry import backoff_seconds, is_transient, jittered
 from tinkerlite.transport import Transport, read_json
 from tinkerlite.wire import PROTOBUF_CONTENT_TYPE
 
@@ -116,7 +116,7 @@ class Pace:
         if self._failures == 0:
             self._lost_since = asked
         self._failures += 1
-        pause = backoff_seconds(self._failures, self._config.first_backoff_seconds, error)
+        pause = jittered(backoff_seconds(self._failures, self._config.first_backoff_seconds, error))
         budget = self._config.reconnect_timeout_seconds
         if time.monotonic() + pause - self._lost_since > budget:
             error.add_note(

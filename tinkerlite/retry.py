@@ -6,6 +6,7 @@ Everything sent through here is safe to send twice: the protocol recognises an o
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -21,6 +22,7 @@ from tinkerlite.errors import APIConnectionError, APIStatusError
 
 T = TypeVar("T")
 
+MIN_BACKOFF_SECONDS = 0.05
 MAX_BACKOFF_SECONDS = 30.0
 _NEVER_BETTER = 501
 
@@ -36,8 +38,13 @@ def is_transient(error: BaseException) -> bool:
 def backoff_seconds(attempt: int, first_seconds: float, error: BaseException | None) -> float:
     """The wait after the `attempt`-th failure (from 1): the server's Retry-After, else 1, 2, 4 ... 30."""
     if isinstance(error, APIStatusError) and error.retry_after_seconds is not None:
-        return error.retry_after_seconds
+        return max(error.retry_after_seconds, MIN_BACKOFF_SECONDS)
     return min(first_seconds * 2.0 ** min(attempt - 1, 30), MAX_BACKOFF_SECONDS)
+
+
+def jittered(seconds: float) -> float:
+    """A little longer, by chance, so that clients that were refused together do not return together."""
+    return seconds * random.uniform(1.0, 1.1)
 
 
 async def resend(send: Callable[[], Awaitable[T]], *, first_seconds: float, budget_seconds: float) -> T:
@@ -49,7 +56,7 @@ async def resend(send: Callable[[], Awaitable[T]], *, first_seconds: float, budg
 
     def wait(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
-        return backoff_seconds(state.attempt_number, first_seconds, error)
+        return jittered(backoff_seconds(state.attempt_number, first_seconds, error))
 
     started = time.monotonic()
     attempts = 0

@@ -35,8 +35,9 @@ class ServiceClient:
         user_metadata: kept with the session.
         project_id: whom the server bills; also read from TINKERLITE_PROJECT_ID.
         display_name: what listings call the session.
-        base_url: `http(s)://...`, or `local://MODEL[,MODEL...]` for a server in this process.
-            Absent: TINKERLITE_BASE_URL, TINKER_BASE_URL, or a server on this machine.
+        base_url: `http(s)://...`, or `local://MODEL[,MODEL...]` for a server in this process, which
+            stops, and forgets what was saved, when its last client is closed. Absent:
+            TINKERLITE_BASE_URL, TINKER_BASE_URL, or a server on this machine.
         api_key: absent: TINKERLITE_API_KEY, TINKER_API_KEY; servers on this machine need none.
         config: timeouts and bounds.
 

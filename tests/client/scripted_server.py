@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -133,6 +134,14 @@ class ScriptedServer:
         if "session_id" in work.json:
             return Answer(body={"model_id": f"session:train:{work.json['model_seq_id']}"})
         return Answer(body={})
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Whether it becomes true within some seconds."""
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return condition()
 
 
 def sampled(tokens: list[int]) -> types.SampleResponse:

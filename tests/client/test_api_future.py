@@ -13,7 +13,7 @@ from concurrent.futures import wait
 import pytest
 
 import tinkerlite
-from tests.client.scripted_server import Answer, ScriptedServer
+from tests.client.scripted_server import Answer, ScriptedServer, eventually
 from tinkerlite.errors import TinkerError
 from tinkerlite.future import APIFuture
 from tinkerlite.loop import background_loop
@@ -97,6 +97,21 @@ def test_an_error_is_raised_each_time_it_is_asked_for():
             future.result()
 
 
+def test_a_failure_that_nobody_asks_for_is_logged_rather_than_lost(caplog: pytest.LogCaptureFixture):
+    gate = threading.Event()
+
+    async def fails() -> int:
+        await asyncio.to_thread(gate.wait)
+        raise ValueError("out of memory")
+
+    forgotten = APIFuture(background_loop().submit(fails()), "optim_step")
+    del forgotten
+    gate.set()
+    assert eventually(
+        lambda: "optim_step failed, and nobody asked for its result: out of memory" in caplog.text
+    )
+
+
 def test_its_repr_says_how_far_it_is():
     gate = threading.Event()
     future = future_of(7, gate)
@@ -150,8 +165,7 @@ def test_ctrl_c_stops_waiting(server: ScriptedServer):
     process = start(WAITING + "step.result()", server.url)
     assert process.stdout is not None
     assert process.stdout.readline() == "waiting\n"
-    while not server.sent("retrieve_future"):
-        pass
+    assert eventually(lambda: bool(server.sent("retrieve_future")))
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0

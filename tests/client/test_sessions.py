@@ -7,24 +7,15 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 
 import tinkerlite
-from tests.client.scripted_server import HASTY, Answer, ScriptedServer
+from tests.client.scripted_server import HASTY, Answer, ScriptedServer, eventually
 from tinkerlite import errors
 from tinkerlite.types import AdamParams
 
 LIVELY = dataclasses.replace(HASTY, heartbeat_seconds=0.02)
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    """Whether it becomes true within some seconds."""
-    deadline = time.monotonic() + 10
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return condition()
 
 
 def test_the_server_is_asked_for_its_wishes_and_then_for_a_session(server: ScriptedServer):

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from cookbook.advantages import AdvantageFn, group_relative, kl_per_token, reverse_kl
 from cookbook.diagnostics import kl_figures
 from cookbook.evaluation import Evaluation, evaluate
-from cookbook.loop import TooManyTruncated, TrainConfig, train
+from cookbook.loop import TooManyTruncated, TrainConfig, decayed, train
 from cookbook.metrics import Row
 from cookbook.renderers import Renderer, chat_template
 from cookbook.rollouts import Group, rollout
@@ -172,6 +172,12 @@ def test_a_teacher_of_another_vocabulary_is_refused_by_token(
 
 
 # ---- loops ----
+
+
+def test_the_learning_rate_falls_in_a_straight_line_to_a_share_of_itself():
+    rates = [decayed(0.01, decay_to=0.2, progress=step / 4) for step in range(4)]
+    assert rates == pytest.approx([0.01, 0.008, 0.006, 0.004])
+    assert decayed(0.01, decay_to=1.0, progress=0.75) == 0.01
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tests.server.toy_engine import ToyEngine
 
+from tests.server.toy_engine import ToyEngine
 from tinkerlite.types import AdamParams
 from tinkerlite_server.adapters import Adapters
 from tinkerlite_server.checkpoint_folders import CheckpointFolders

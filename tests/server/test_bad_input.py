@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+
 from tests.server.served import Caller, Served, serving
 from tests.server.toy_engine import ToyEngine
-
 from tinkerlite_server.settings import Limits
 
 JSON = {"Content-Type": "application/json"}
@@ -32,33 +32,35 @@ JSON = {"Content-Type": "application/json"}
     ],
     ids=lambda value: repr(value[:20]),
 )
-def test_a_body_that_is_no_json_object_is_refused(caller: Caller, content: bytes, message: str):
-    response = caller.request("POST", "/create_session", content=content, headers=JSON)
+def test_a_body_that_is_no_json_object_is_refused(lasting_caller: Caller, content: bytes, message: str):
+    response = lasting_caller.request("POST", "/create_session", content=content, headers=JSON)
     assert response.status_code == 400
     assert message in response.json()["detail"]
     assert int(response.headers["content-length"]) == len(response.content)
-    assert caller.session()
+    assert lasting_caller.session()
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_numbers_that_are_not_finite_are_refused(caller: Caller, value: str):
-    model = caller.model()
+def test_numbers_that_are_not_finite_are_refused(lasting_caller: Caller, value: str):
+    model = lasting_caller.model()
     body = f'{{"model_id": "{model}", "seq_id": 1, "adam_params": {{"learning_rate": {value}}}}}'
-    response = caller.request("POST", "/optim_step", content=body.encode(), headers=JSON)
+    response = lasting_caller.request("POST", "/optim_step", content=body.encode(), headers=JSON)
     assert response.status_code == 400
     assert "adam_params.learning_rate: Input should be a finite number" in response.json()["detail"]
-    assert "metrics" in caller.result(caller.optim_step(model, 2))
+    assert "metrics" in lasting_caller.result(lasting_caller.optim_step(model, 2))
 
 
-def test_a_form_is_refused_so_that_web_pages_cannot_send_one(caller: Caller):
-    response = caller.request("POST", "/create_session", content=b"{}", headers={"Content-Type": "text/plain"})
+def test_a_form_is_refused_so_that_web_pages_cannot_send_one(lasting_caller: Caller):
+    response = lasting_caller.request(
+        "POST", "/create_session", content=b"{}", headers={"Content-Type": "text/plain"}
+    )
     assert response.status_code == 415
     assert "send application/json" in response.json()["detail"]
 
 
-def test_a_compressed_body_is_refused_by_name(caller: Caller):
+def test_a_compressed_body_is_refused_by_name(lasting_caller: Caller):
     headers = {"Content-Type": "application/x-protobuf", "Content-Encoding": "zstd"}
-    response = caller.request("POST", "/forward_backward", content=b"x", headers=headers)
+    response = lasting_caller.request("POST", "/forward_backward", content=b"x", headers=headers)
     assert response.status_code == 415
     assert "'zstd'" in response.json()["detail"]
 
@@ -66,15 +68,15 @@ def test_a_compressed_body_is_refused_by_name(caller: Caller):
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/nothing"), ("POST", "/nothing"), ("GET", "/asample"), ("PUT", "/healthz")]
 )
-def test_an_unknown_route_is_answered_in_json(caller: Caller, method: str, path: str):
-    response = caller.request(method, path)
+def test_an_unknown_route_is_answered_in_json(lasting_caller: Caller, method: str, path: str):
+    response = lasting_caller.request(method, path)
     assert response.status_code in (404, 405)
     assert response.json() == {"detail": f"{method} /api/v1{path} is not a route of this server"}
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=-1", "limit=x", "limit=9999999", "offset=-1"])
-def test_a_bad_page_is_refused_with_its_parameter(caller: Caller, query: str):
-    response = caller.get(f"/checkpoints?{query}")
+def test_a_bad_page_is_refused_with_its_parameter(lasting_caller: Caller, query: str):
+    response = lasting_caller.get(f"/checkpoints?{query}")
     assert response.status_code == 400
     assert f"query.{query.partition('=')[0]}" in response.json()["detail"]
 

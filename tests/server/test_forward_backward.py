@@ -43,7 +43,11 @@ def test_the_answer_is_that_of_the_whole_request():
     while not progress.finished:
         progress.add(output(progress.cut(7)))
     whole = decode_forward_backward_output(progress.result())
-    assert [datum["logprobs"].tolist() for datum in whole.loss_fn_outputs] == [[-3.0] * 3, [-4.0] * 4, [-5.0] * 5]
+    assert [datum["logprobs"].tolist() for datum in whole.loss_fn_outputs] == [
+        [-3.0] * 3,
+        [-4.0] * 4,
+        [-5.0] * 5,
+    ]
     assert whole.metrics == {"loss:sum": 9.0 + 16.0 + 25.0}
 
 

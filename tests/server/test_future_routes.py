@@ -4,7 +4,6 @@ from pathlib import Path
 
 from tests.server.served import Caller, serving
 from tests.server.toy_engine import ToyEngine
-
 from tinkerlite_server.settings import Limits
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.tiny import make_tiny_model
 
+from tests.tiny import make_tiny_model
 from tinkerlite_server.errors import UnknownName
 from tinkerlite_server.local import LocalServer
 

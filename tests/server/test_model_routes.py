@@ -3,9 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from tests.server.served import Caller
 from tests.server.toy_engine import ToyEngine
-
 from tinkerlite_server.errors import EngineFailure
 
 
@@ -61,16 +61,20 @@ def create_body(session: str) -> dict[str, Any]:
             400,
             "trains nothing",
         ),
-        ({"optimizer_config": {"type": "dimuon", "version": 1}}, 400, "'dimuon'; this server has 'adamw' alone"),
+        (
+            {"optimizer_config": {"type": "dimuon", "version": 1}},
+            400,
+            "'dimuon'; this server has 'adamw' alone",
+        ),
         ({"model_seq_id": -1}, 400, "model_seq_id"),
         ({"session_id": "nobody"}, 404, "there is no session 'nobody'"),
     ],
 )
 def test_a_run_that_cannot_be_made_is_refused(
-    caller: Caller, fields: dict[str, Any], status: int, message: str
+    lasting_caller: Caller, fields: dict[str, Any], status: int, message: str
 ):
-    body = create_body(caller.session()) | fields
-    assert message in caller.refused("/create_model", status=status, **body)
+    body = create_body(lasting_caller.session()) | fields
+    assert message in lasting_caller.refused("/create_model", status=status, **body)
 
 
 def test_a_base_model_that_does_not_load_is_a_failed_future(caller: Caller, toy: ToyEngine):
@@ -128,7 +132,12 @@ def test_older_clients_load_into_a_run_that_they_made(caller: Caller):
     session = caller.session()
     path = caller.save(trained(caller, session), 3, "step1")["path"]
     info = caller.ok("/weights_info", tinker_path=path)
-    assert (info["base_model"], info["is_lora"], info["lora_rank"], info["train_mlp"]) == ("toy", True, 4, True)
+    assert (info["base_model"], info["is_lora"], info["lora_rank"], info["train_mlp"]) == (
+        "toy",
+        True,
+        4,
+        True,
+    )
     model = caller.model(session, 1)
     answer = caller.ok("/load_weights", model_id=model, seq_id=1, path=path, optimizer=True)
     assert caller.result(answer["request_id"])["model_id"] == model
@@ -153,15 +162,17 @@ def test_a_load_is_run_once_however_often_it_is_sent(caller: Caller, toy: ToyEng
         ({"base_model": "teacher"}, 400, "an adapter fits its own base model alone"),
         ({"model_id": "both"}, 400, "name either session_id"),
         ({"session_id": None}, 400, "name either session_id"),
-        ({"model_seq_id": None}, 400, "model_seq_id is missing"),
+        ({"model_seq_id": None}, 400, "model_seq_id: Input should be a valid integer"),
         ({"optimizer_config": {"type": "dimuon"}}, 400, "'adamw' alone"),
     ],
 )
-def test_a_load_that_cannot_be_is_refused(caller: Caller, fields: dict[str, Any], status: int, message: str):
-    session = caller.session()
-    path = caller.save(caller.model(session), 1, "a")["path"]
+def test_a_load_that_cannot_be_is_refused(
+    lasting_caller: Caller, fields: dict[str, Any], status: int, message: str
+):
+    session = lasting_caller.session()
+    path = lasting_caller.save(lasting_caller.model(session), 1, "a")["path"]
     body = {"session_id": session, "model_seq_id": 1, "path": path, "optimizer": True} | fields
-    assert message in caller.refused("/load_weights", status=status, **body)
+    assert message in lasting_caller.refused("/load_weights", status=status, **body)
 
 
 def test_training_does_not_go_on_from_sampler_weights(caller: Caller):

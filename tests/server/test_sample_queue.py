@@ -10,7 +10,12 @@ from tinkerlite_server.sample_queue import SampleQueue
 
 
 def sample(
-    key: str, owner: str = "me", *, num_samples: int = 1, base_model: str = "toy", adapter_id: str | None = None
+    key: str,
+    owner: str = "me",
+    *,
+    num_samples: int = 1,
+    base_model: str = "toy",
+    adapter_id: str | None = None,
 ) -> Sample:
     work = SampleWork(
         key=key,

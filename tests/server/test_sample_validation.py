@@ -3,8 +3,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.server.toy_engine import END_OF_TEXT, MAX_CONTEXT, VOCAB, ToyEngine
 
+from tests.server.toy_engine import END_OF_TEXT, MAX_CONTEXT, VOCAB, ToyEngine
 from tinkerlite.types import ModelInput, SamplingParams
 from tinkerlite_server.engine.protocols import SampleWork
 from tinkerlite_server.errors import BadRequest
@@ -14,7 +14,9 @@ from tinkerlite_server.settings import Limits
 INFO = ToyEngine().catalog["toy"]
 
 
-def work(prompt: list[int] | None = None, *, params: dict[str, Any] | None = None, **fields: Any) -> SampleWork:
+def work(
+    prompt: list[int] | None = None, *, params: dict[str, Any] | None = None, **fields: Any
+) -> SampleWork:
     question = SampleQuestion(
         prompt=ModelInput.from_ints([1, 2, 3] if prompt is None else prompt),
         params=SamplingParams(**(params or {})),

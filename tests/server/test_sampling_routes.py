@@ -4,16 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tests.server.served import Caller, sample_body, serving
 from tests.server.toy_engine import ToyEngine, base_table, log_softmax
-
 from tinkerlite_server.settings import Limits
-
-PROMPT = {"chunks": [{"type": "encoded_text", "tokens": [1, 2, 3]}]}
 
 
 def test_greedy_sampling_follows_the_model(caller: Caller):
-    [sequence] = caller.sample(caller.sampler(), prompt={"chunks": [{"tokens": [1]}, {"tokens": [2]}]}).sequences
+    [sequence] = caller.sample(
+        caller.sampler(), prompt={"chunks": [{"tokens": [1]}, {"tokens": [2]}]}
+    ).sequences
     table = base_table("toy")
     token, expected = 2, []
     for _ in range(len(sequence.tokens)):
@@ -200,9 +200,11 @@ def test_a_sampling_session_asked_for_again_is_the_same(caller: Caller):
 
 
 @pytest.mark.parametrize("field", ["target_prompt_logprobs", "prompt_alt_tokens_k", "record_stability_info"])
-def test_features_that_are_missing_are_refused_by_name(caller: Caller, field: str):
-    body = sample_body(caller.sampler(), **{field: 1})
-    assert caller.refused("/asample", **body) == f"{field} is not supported by this server; leave it out"
+def test_features_that_are_missing_are_refused_by_name(lasting_caller: Caller, field: str):
+    body = sample_body(lasting_caller.sampler(), **{field: 1})
+    assert (
+        lasting_caller.refused("/asample", **body) == f"{field} is not supported by this server; leave it out"
+    )
 
 
 @pytest.mark.parametrize(
@@ -226,9 +228,9 @@ def test_features_that_are_missing_are_refused_by_name(caller: Caller, field: st
     ],
 )
 def test_a_bad_sample_request_is_refused_with_its_field(
-    caller: Caller, fields: dict[str, object], message: str
+    lasting_caller: Caller, fields: dict[str, object], message: str
 ):
-    assert message in caller.refused("/asample", **sample_body(caller.sampler(), **fields))
+    assert message in lasting_caller.refused("/asample", **sample_body(lasting_caller.sampler(), **fields))
 
 
 def test_unknown_fields_of_newer_clients_are_ignored(caller: Caller):
@@ -245,10 +247,10 @@ def test_unknown_fields_of_newer_clients_are_ignored(caller: Caller):
     ],
 )
 def test_a_sampling_session_on_nothing_is_refused(
-    caller: Caller, of: dict[str, str], status: int, message: str
+    lasting_caller: Caller, of: dict[str, str], status: int, message: str
 ):
-    body = {"session_id": caller.session(), "sampling_session_seq_id": 0, **of}
-    assert message in caller.refused("/create_sampling_session", status=status, **body)
+    body = {"session_id": lasting_caller.session(), "sampling_session_seq_id": 0, **of}
+    assert message in lasting_caller.refused("/create_sampling_session", status=status, **body)
 
 
 def test_a_path_and_another_base_model_do_not_go_together(caller: Caller):

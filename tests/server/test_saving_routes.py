@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.server.served import Caller
 from tests.server.toy_engine import ToyEngine
 
@@ -32,7 +33,8 @@ def test_a_name_is_taken_once_unless_it_is_to_be_overwritten(caller: Caller):
     model = caller.model()
     caller.save(model, 1, "a", user_metadata={"take": "1"})
     assert caller.save(model, 2, "a") == {
-        "error": f"tinker://{model}/weights/a exists already; save under another name, or with overwrite=True",
+        "error": f"tinker://{model}/weights/a exists already; "
+        "save under another name, or with overwrite=True",
         "category": "user",
     }
     assert caller.save(model, 3, "a", overwrite=True, user_metadata={"take": "2"})["path"]
@@ -97,11 +99,11 @@ def test_a_failed_save_leaves_no_folder_and_the_run_goes_on(
     ],
 )
 def test_a_refused_save_says_why_and_uses_up_its_number(
-    caller: Caller, route: str, fields: dict[str, Any], message: str
+    lasting_caller: Caller, route: str, fields: dict[str, Any], message: str
 ):
-    model = caller.model()
-    assert message in caller.refused(route, model_id=model, seq_id=1, **fields)
-    assert caller.save(model, 2, "b")["path"]
+    model = lasting_caller.model()
+    assert message in lasting_caller.refused(route, model_id=model, seq_id=1, **fields)
+    assert lasting_caller.save(model, 2, "b")["path"]
 
 
 # ---- what was saved ----

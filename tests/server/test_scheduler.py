@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.server.rig import Rig
 
+from tests.server.rig import Rig
 from tinkerlite.wire import decode_forward_backward_output
 from tinkerlite_server.errors import BadRequest, EngineFailure, UnknownName
 from tinkerlite_server.futures import Done

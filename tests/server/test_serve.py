@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
-from tests.tiny import make_tiny_model
 
+from tests.server.server_process import server_process
+from tests.tiny import make_tiny_model
 from tinkerlite_server.serve import main
 from tinkerlite_server.store import Store
 
@@ -26,33 +21,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(make_tiny_model(tmp_path_factory.mktemp("serve") / "tiny"))
 
 
-@contextmanager
-def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server process and its URL, once it says that it is ready."""
-    command = [sys.executable, "-c", "import sys; from tinkerlite_server.serve import main; sys.exit(main())"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(
-        [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
-    assert running.stdout is not None
-    said = ""
-    try:
-        for line in running.stdout:
-            said += line
-            if "Ctrl-C" in line:
-                break
-        match = re.search(r"ready at (http://\S+)", said)
-        assert match, said
-        yield running, match[1]
-    finally:
-        running.kill()
-        running.wait()
-        running.stdout.close()
-
-
 def test_it_says_where_it_is_and_stops_promptly_even_while_a_poll_is_held(tiny: str, tmp_path: Path):
     arguments = ("--model", tiny, "--port", "0", "--data-dir", str(tmp_path))
-    with process(*arguments) as (running, url), httpx.Client(base_url=f"{url}/api/v1", timeout=60) as http:
+    with (
+        server_process(*arguments) as (running, url),
+        httpx.Client(base_url=f"{url}/api/v1", timeout=60) as http,
+    ):
         assert http.get("/healthz").json() == {"status": "ok"}
         session = http.post("/create_session", json={}).json()["session_id"]
         model = {"session_id": session, "model_seq_id": 0, "base_model": tiny, "lora_config": {"rank": 2}}
@@ -106,7 +80,7 @@ def test_a_data_folder_is_used_by_one_server_at_a_time_and_free_after_ctrl_c(
     tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     arguments = ("--model", tiny, "--port", "0", "--data-dir", str(tmp_path))
-    with process(*arguments) as (running, _):
+    with server_process(*arguments) as (running, _):
         assert "--data-dir" in refusal(capsys, *arguments)
         running.send_signal(signal.SIGINT)
         assert running.wait(20) == 0

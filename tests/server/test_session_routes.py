@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tests.server.served import Caller, sample_body, serving
 from tests.server.toy_engine import ToyEngine
-
 from tinkerlite import types
 from tinkerlite_server.settings import Limits
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tests.server.served import Caller, Served, datum, sample_body, serving
 from tests.server.toy_engine import ToyEngine
 
@@ -56,12 +57,12 @@ ROUTES = [
 ]
 
 
-@pytest.mark.parametrize("key", [None, "", "tml-other", "tml-min", "tml-mine "])
-@pytest.mark.parametrize(("method", "path"), ROUTES)
-def test_an_unknown_key_is_turned_away_everywhere(shared: Served, method: str, path: str, key: str | None):
-    response = shared.caller(key).request(method, path, json={})
-    assert response.status_code == 401
-    assert "API key" in response.json()["detail"]
+@pytest.mark.parametrize("key", [None, "", "tml-other", "tml-min", "tml-mine-"])
+def test_an_unknown_key_is_turned_away_everywhere(shared: Served, key: str | None):
+    for method, path in ROUTES:
+        response = shared.caller(key).request(method, path, json={})
+        assert response.status_code == 401, (method, path)
+        assert "API key" in response.json()["detail"]
 
 
 def test_every_route_but_health_asks_for_a_key(shared: Served):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tests.server.served import Caller, datum, serving
 from tests.server.toy_engine import ToyEngine, base_table, log_softmax
-
 from tinkerlite_server.errors import EngineFailure
 from tinkerlite_server.settings import Limits
 
@@ -115,7 +115,8 @@ def test_refused_optimizer_settings_use_up_their_number_too(caller: Caller):
     model = caller.model()
     bad = {"model_id": model, "seq_id": 1, "adam_params": {"learning_rate": -1.0}}
     assert caller.refused("/optim_step", **bad) == (
-        "adam_params.learning_rate: Input should be greater than or equal to 0 (it is -1.0)"
+        f"optim_step 1 of {model}: adam_params.learning_rate: "
+        "Input should be greater than or equal to 0 (it is -1.0)"
     )
     assert "metrics" in caller.result(caller.optim_step(model, 2))
 

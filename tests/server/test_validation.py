@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from tests.server.served import datum
 from tests.server.toy_engine import MAX_CONTEXT, VOCAB, ToyEngine
-
 from tinkerlite.types import Datum, ForwardBackwardRequest, ImageChunk, ModelInput, TensorData
 from tinkerlite_server.engine.losses import LOSSES as ENGINE_LOSSES
 from tinkerlite_server.engine.protocols import TrainBatch
@@ -68,7 +68,9 @@ def test_cross_entropy_takes_many_targets_a_token_dense_or_sparse():
 
 
 def test_clip_bounds_may_be_given_for_each_token():
-    [example] = batch_of([datum((1, 2, 3), (2, 3, 4), **POLICY, clip_low_threshold=[0.8] * 3)], "ppo").examples
+    [example] = batch_of(
+        [datum((1, 2, 3), (2, 3, 4), **POLICY, clip_low_threshold=[0.8] * 3)], "ppo"
+    ).examples
     assert example.inputs["clip_low_threshold"].tolist() == pytest.approx([0.8] * 3)
 
 

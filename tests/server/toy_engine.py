@@ -126,17 +126,17 @@ class ToyEngine:
         table = base_table(run.base_model) + run.table
         logprobs, losses = [], []
         for example in batch.examples:
-            rows = table[example.tokens]
-            full = rows - np.logaddexp.reduce(rows, axis=-1, keepdims=True)
-            targets = example.target_tokens if example.target_tokens.ndim == 2 else example.target_tokens[:, None]
-            lp = np.take_along_axis(full, targets, axis=-1).reshape(example.target_tokens.shape)
+            shape = example.target_tokens.shape
+            targets_NK = example.target_tokens.reshape(shape[0], -1)
+            full_NV = log_softmax(table[example.tokens])
+            lp = np.take_along_axis(full_NV, targets_NK, axis=-1).reshape(shape)
             weight = self._weight(batch.loss_fn, lp, example.inputs)
             logprobs.append(lp.astype(np.float32))
-            losses.append((-weight * (1.0 if batch.loss_fn != "cross_entropy" else lp)).astype(np.float32))
+            losses.append((-weight * (lp if batch.loss_fn == "cross_entropy" else 1.0)).astype(np.float32))
             if not batch.forward_only:
-                one_hot = np.eye(VOCAB)[targets]
-                slope = (weight.reshape(targets.shape)[..., None] * (np.exp(full)[:, None, :] - one_hot)).sum(1)
-                np.add.at(run.gradient, example.tokens, slope)
+                gap_NKV = np.exp(full_NV)[:, None, :] - np.eye(VOCAB)[targets_NK]
+                slope_NV = (weight.reshape(targets_NK.shape)[..., None] * gap_NKV).sum(1)
+                np.add.at(run.gradient, example.tokens, slope_NV)
         return TrainOutput(logprobs, losses, {"loss:sum": float(sum(loss.sum() for loss in losses))})
 
     @staticmethod

@@ -94,10 +94,10 @@ def mistakes(client):
     bad = datum([1, 10**6], target_tokens=[2, 3], weights=[1.0, 1.0])
     try:
         client.forward_backward([bad], loss_fn="cross_entropy").result()
+        reason = "it was accepted"
     except tinker.BadRequestError as error:
-        assert "token id 1000000" in str(error), error
-    else:
-        raise AssertionError("an id beyond the vocabulary was accepted")
+        reason = str(error)
+    assert "token id 1000000" in reason, reason
     client.forward([lesson()], loss_fn="cross_entropy").result()
 
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
-from tests.tiny import make_tiny_model
 
-from tinkerlite_server.local import LocalServer
+from tests.server.server_process import server_process
+from tests.tiny import make_tiny_model
 
 SCRIPT = Path(__file__).with_name("official_sdk_loop.py")
 
@@ -29,42 +26,18 @@ def official_python() -> str:
     return interpreter
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> str:
-    return str(make_tiny_model(tmp_path / "tiny"))
-
-
-@pytest.fixture
-def url(model: str) -> Iterator[str]:
-    config = uvicorn.Config(
-        LocalServer([model]).app, port=0, log_level="warning", ws="none", timeout_graceful_shutdown=5
-    )
-    server = uvicorn.Server(config)
-    ready = threading.Event()
-    startup = server.startup
-
-    async def announce(*args: object, **kwargs: object) -> None:
-        await startup(*args, **kwargs)  # type: ignore[arg-type]
-        ready.set()
-
-    server.startup = announce  # type: ignore[method-assign]
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    assert ready.wait(60)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-
-
-def test_the_official_sdk_samples_trains_saves_and_resumes(official_python: str, url: str, model: str):
+def test_the_official_sdk_samples_trains_saves_and_resumes(official_python: str, tmp_path: Path):
+    model = str(make_tiny_model(tmp_path / "tiny"))
     environment = os.environ | {"TINKER_API_KEY": "tml-any", "TINKER_TELEMETRY": "0"}
-    finished = subprocess.run(
-        [official_python, "-W", "error::FutureWarning", str(SCRIPT), url, model],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    arguments = ("--model", model, "--port", "0", "--data-dir", str(tmp_path / "data"))
+    with server_process(*arguments) as (_, url):
+        finished = subprocess.run(
+            [official_python, "-W", "error::FutureWarning", str(SCRIPT), url, model],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
     assert finished.returncode == 0, finished.stderr[-4000:]
     assert finished.stdout.strip().endswith("done")

@@ -126,21 +126,29 @@ def repeat_key(model_id: str, seq_id: int | None) -> tuple[str, int] | None:
 
 @contextmanager
 def numbered(
-    service: Service, owner: str, model_id: Any, seq_id: Any, *, loses_gradients: bool = False
+    service: Service, owner: str, verb: str, model_id: Any, seq_id: Any, *, loses_gradients: bool = False
 ) -> Iterator[None]:
     """Around what checks and accepts a numbered request: if it is refused, its number counts as used.
 
     The client goes on with the next number, so later operations would wait for this one for ever.
+
+    Args:
+        verb: what the request is called; messages then say which one of it was refused.
+        model_id, seq_id: as they came, in whatever type.
+        loses_gradients: whether the client may believe that it added gradients.
     """
     try:
         yield
     except (BadRequest, UnknownName, InvalidRequest) as error:
+        which = verb
         if isinstance(model_id, str) and isinstance(seq_id, int) and seq_id > 0:
+            which = f"{verb} {seq_id} of {model_id}"
             refusal = Refusal(
-                model_id=model_id, seq_id=seq_id, reason=str(error), loses_gradients=loses_gradients
+                model_id=model_id, seq_id=seq_id, reason=f"{error}", loses_gradients=loses_gradients
             )
             service.refuse(owner, refusal)
-        raise
+        kind = UnknownName if isinstance(error, UnknownName) else BadRequest
+        raise kind(f"{which}: {error}") from error
 
 
 # ---- out ----

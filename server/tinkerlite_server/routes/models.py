@@ -101,17 +101,24 @@ def _check_optimizer(config: OptimizerConfig) -> None:
         raise BadRequest(f"optimizer_config.type is {config.type!r}; this server has 'adamw' alone")
 
 
-class LoadWeights(Body):
-    """Body of load_weights, in either addressing: a new run of a session, or a run that exists."""
+class LoadAsNew(Body):
+    """Body of load_weights that makes a new run of a session."""
 
     path: str
     optimizer: bool
-    session_id: str | None = None
-    model_seq_id: int | None = Field(default=None, ge=0)
+    session_id: str
+    model_seq_id: int = Field(ge=0)
     base_model: str | None = None
     optimizer_config: OptimizerConfig = OptimizerConfig()
     user_metadata: dict[str, Any] | None = None
-    model_id: str | None = None
+
+
+class LoadInto(Body):
+    """Body of load_weights that replaces the weights of a run."""
+
+    path: str
+    optimizer: bool
+    model_id: str
     seq_id: int | None = Field(default=None, ge=0)
 
 
@@ -119,19 +126,17 @@ class LoadWeights(Body):
 async def load_weights(request: Request, service: Served, owner: Owner) -> Response:
     """Make a run from a training checkpoint, or replace the weights of a run by those of one."""
     raw = await read_json(request)
-    with numbered(service, owner, raw.get("model_id"), raw.get("seq_id")):
-        body = parse(LoadWeights, raw)
-        if (body.session_id is None) == (body.model_id is None):
-            raise BadRequest("name either session_id and model_seq_id (a new run), or model_id and seq_id")
-        _check_optimizer(body.optimizer_config)
-        if body.model_id is not None:
-            return _load_into(body, body.model_id, digest(raw), service, owner)
-        return _load_as_new(body, digest(raw), service, owner)
+    into, as_new = raw.get("model_id") is not None, raw.get("session_id") is not None
+    if into == as_new:
+        raise BadRequest("name either session_id and model_seq_id (a new run), or model_id and seq_id")
+    if as_new:
+        return _load_as_new(parse(LoadAsNew, raw), digest(raw), service, owner)
+    with numbered(service, owner, "load_weights", raw["model_id"], raw.get("seq_id")):
+        return _load_into(parse(LoadInto, raw), digest(raw), service, owner)
 
 
-def _load_as_new(body: LoadWeights, content: bytes, service: Service, owner: str) -> Response:
-    if body.session_id is None or body.model_seq_id is None:
-        raise BadRequest("model_seq_id is missing; it numbers the runs of a session")
+def _load_as_new(body: LoadAsNew, content: bytes, service: Service, owner: str) -> Response:
+    _check_optimizer(body.optimizer_config)
     service.store.live_session(body.session_id, owner)
     service.saw(body.session_id)
     checkpoint = _training_checkpoint(body.path, service, owner)
@@ -165,19 +170,19 @@ def _load_as_new(body: LoadWeights, content: bytes, service: Service, owner: str
     return promise(request_id, model_id=model_id)
 
 
-def _load_into(body: LoadWeights, model_id: str, content: bytes, service: Service, owner: str) -> Response:
-    run = service.store.live_run(model_id, owner)
+def _load_into(body: LoadInto, content: bytes, service: Service, owner: str) -> Response:
+    run = service.store.live_run(body.model_id, owner)
     service.saw(run.session_id)
     checkpoint = _training_checkpoint(body.path, service, owner)
     if checkpoint.base_model != run.base_model:
         raise BadRequest(
-            f"{body.path} was trained on {checkpoint.base_model!r}, and {model_id} trains {run.base_model!r}"
+            f"{body.path} was trained on {checkpoint.base_model!r}, and {run.id} trains {run.base_model!r}"
         )
 
     def operation(request_id: str) -> Operation:
         return LoadRun(
             request_id=request_id,
-            model_id=model_id,
+            model_id=run.id,
             seq_id=body.seq_id or UNNUMBERED,
             base_model=run.base_model,
             path=body.path,
@@ -185,8 +190,8 @@ def _load_into(body: LoadWeights, model_id: str, content: bytes, service: Servic
             optimizer=body.optimizer,
         )
 
-    request_id = service.submit(owner, repeat_key(model_id, body.seq_id), content, operation)
-    return promise(request_id, model_id=model_id)
+    request_id = service.submit(owner, repeat_key(run.id, body.seq_id), content, operation)
+    return promise(request_id, model_id=run.id)
 
 
 def _training_checkpoint(path: str, service: Service, owner: str) -> CheckpointRow:

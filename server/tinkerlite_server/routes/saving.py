@@ -41,7 +41,7 @@ class SaveWeights(Body):
 async def save_weights(request: Request, service: Served, owner: Owner) -> Response:
     """Save weights and optimizer state."""
     raw = await read_json(request)
-    with numbered(service, owner, raw.get("model_id"), raw.get("seq_id")):
+    with numbered(service, owner, "save_weights", raw.get("model_id"), raw.get("seq_id")):
         body = parse(SaveWeights, raw)
         run = service.store.live_run(body.model_id, owner)
         service.saw(run.session_id)
@@ -62,7 +62,7 @@ class SaveWeightsForSampler(SaveWeights):
 async def save_weights_for_sampler(request: Request, service: Served, owner: Owner) -> Response:
     """Save weights to sample from under a name, or hand them to a sampling session of their own."""
     raw = await read_json(request)
-    with numbered(service, owner, raw.get("model_id"), raw.get("seq_id")):
+    with numbered(service, owner, "save_weights_for_sampler", raw.get("model_id"), raw.get("seq_id")):
         body = parse(SaveWeightsForSampler, raw)
         run = service.store.live_run(body.model_id, owner)
         service.saw(run.session_id)

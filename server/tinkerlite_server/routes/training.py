@@ -53,23 +53,22 @@ async def forward(request: Request, service: Served, owner: Owner) -> Response:
 
 
 def _submit_json(raw: dict[str, Any], service: Service, owner: str, *, forward_only: bool) -> Response:
+    model_id, seq_id = raw.get("model_id"), raw.get("seq_id")
     loses = not forward_only
-    with numbered(service, owner, raw.get("model_id"), raw.get("seq_id"), loses_gradients=loses):
+    with numbered(service, owner, "forward_backward", model_id, seq_id, loses_gradients=loses):
         request = forward_backward_from_json(raw, forward_only=forward_only)
     return _submit(request, service, owner)
 
 
 def _submit(request: ForwardBackwardRequest, service: Service, owner: str) -> Response:
     model_id, seq_id = request.model_id, request.seq_id
-    with numbered(service, owner, model_id, seq_id, loses_gradients=not request.forward_only):
+    loses = not request.forward_only
+    with numbered(service, owner, "forward_backward", model_id, seq_id, loses_gradients=loses):
         if seq_id < 0:
             raise BadRequest(f"seq_id is {seq_id}; operations are numbered from 1")
         run = service.store.live_run(model_id, owner)
         service.saw(run.session_id)
-        try:
-            batch = train_batch(request, service.model(run.base_model), service.settings.limits)
-        except BadRequest as error:
-            raise BadRequest(f"forward_backward {seq_id} of {model_id}: {error}") from error
+        batch = train_batch(request, service.model(run.base_model), service.settings.limits)
 
         def operation(request_id: str) -> Operation:
             return ForwardBackward(
@@ -93,7 +92,7 @@ class OptimStepBody(Body):
 async def optim_step(request: Request, service: Served, owner: Owner) -> Response:
     """Step on the accumulated gradients, then zero them."""
     raw = await read_json(request)
-    with numbered(service, owner, raw.get("model_id"), raw.get("seq_id")):
+    with numbered(service, owner, "optim_step", raw.get("model_id"), raw.get("seq_id")):
         body = parse(OptimStepBody, raw)
         if body.optimizer_params is not None:
             kind = body.optimizer_params.get("type")
