@@ -66,8 +66,8 @@ format: $(VENV)/.dev
 serve: $(VENV)/.run
 	$(BIN)/tinkerlite serve --model $(MODEL) --port $(PORT)
 
-bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+bench: $(VENV)/.dev $(COMPAT)/.stamp
+	TINKERLITE_OFFICIAL_PYTHON=$(abspath $(COMPAT)/bin/python) $(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 notebook: $(VENV)/.dev
 	$(PIP) notebook

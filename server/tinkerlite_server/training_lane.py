@@ -118,9 +118,11 @@ class TrainingLane:
         """Run one operation, or several forward_backwards merged. False: there was nothing to do."""
         with self._wake:
             picked = self._pick()
-        merged = [operation for operation in picked if isinstance(operation, ForwardBackward)]
+            merged = [op for op in picked if isinstance(op, ForwardBackward)]
+            # Taken while locked: a run may be closed at any time, and its progress with it.
+            progress = [self._progress[operation.request_id] for operation in merged]
         if merged:
-            self._forward_backward(merged)
+            self._forward_backward(merged, progress)
         elif picked:
             self._run_alone(picked[0])
         return bool(picked)
@@ -150,8 +152,7 @@ class TrainingLane:
             and first.batch.forward_only == other.batch.forward_only
         )
 
-    def _forward_backward(self, operations: list[ForwardBackward]) -> None:
-        progress = [self._progress[operation.request_id] for operation in operations]
+    def _forward_backward(self, operations: list[ForwardBackward], progress: list[Progress]) -> None:
         room = self._limits.turn_tokens
         batches = []
         for each in progress:

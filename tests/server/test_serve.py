@@ -76,6 +76,11 @@ def test_the_world_is_not_let_in_without_a_key(capsys: pytest.CaptureFixture[str
     assert "--api-key" in said
 
 
+def test_an_empty_key_is_refused(capsys: pytest.CaptureFixture[str]):
+    said = refusal(capsys, "--model", "never/looked-at", "--host", "0.0.0.0", "--api-key", "")
+    assert "an --api-key is empty" in said
+
+
 def test_a_data_folder_is_used_by_one_server_at_a_time_and_free_after_ctrl_c(
     tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -5,7 +5,8 @@ client owns any normalisation. Gradients flow through `target_logprobs` only.
 
 Symbols, per datum: lp_t = log p of the target under the weights being trained; q_t = log p
 recorded when it was sampled; A_t = advantage; r_t = exp(lp_t - q_t); sg = stop gradient.
-Positions that were given rather than sampled carry A_t = 0.
+Positions that were given rather than sampled carry A_t = 0 and q_t = 0,
+and cost nothing.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def dro(target_logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
     Source: Richemond et al. 2024 (arXiv:2405.19107), with the advantage given in place of a value head's.
     """
     beta = config.get("beta", 0.01)
-    drift = target_logprobs - inputs["logprobs"]
+    drift = torch.where(_sampled(inputs), target_logprobs - inputs["logprobs"], 0.0)
     return -(target_logprobs * inputs["advantages"] - 0.5 * beta * drift**2)
 
 
@@ -70,14 +71,14 @@ def gspo(target_logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
     """PPO's clip on one ratio a sequence: s = exp(mean over the mask of lp - q). Bounds 0.8 and 1.2.
 
     s_t = s * exp(lp_t - sg lp_t) has the value s and the gradient of lp_t.
-    The mean runs over `sequence_ratio_mask`, or over positions with an advantage without one.
+    Without `sequence_ratio_mask` the mean runs over the sampled positions.
 
     Source: Zheng et al. 2025, the token-level form of GSPO (arXiv:2507.18071).
     """
     low, high = _bounds(inputs, config, 0.8, 1.2)
     advantages = inputs["advantages"]
     mask = inputs.get("sequence_ratio_mask")
-    mask = (advantages != 0).float() if mask is None else mask
+    mask = _sampled(inputs).float() if mask is None else mask
     held = target_logprobs.detach()
     mean = ((held - inputs["logprobs"]) * mask).sum() / mask.sum().clamp(min=1.0)
     return _pessimistic(mean.exp() * (target_logprobs - held).exp(), advantages, low, high)
@@ -95,9 +96,13 @@ LOSSES: dict[str, Loss] = {
 
 
 def _ratio(target_logprobs: Tensor, inputs: Inputs) -> Tensor:
-    """r where there is an advantage, 1 elsewhere: given positions carry q = 0, whose ratio means nothing."""
-    sampled = inputs["advantages"] != 0
-    return torch.where(sampled, target_logprobs - inputs["logprobs"], 0.0).exp()
+    """r at sampled positions, 1 at given ones."""
+    return torch.where(_sampled(inputs), target_logprobs - inputs["logprobs"], 0.0).exp()
+
+
+def _sampled(inputs: Inputs) -> Tensor:
+    """Where tokens were sampled: given ones carry q = 0 and A = 0, placeholders that mean nothing."""
+    return (inputs["advantages"] != 0) | (inputs["logprobs"] != 0)
 
 
 def _bounds(inputs: Inputs, config: Config, low: float, high: float) -> tuple[Tensor, Tensor]:

@@ -40,9 +40,9 @@ def test_on_policy_importance_sampling_has_the_gradient_of_reinforce():
     assert gradient.tolist() == pytest.approx([-0.7, 0.2])
 
 
-def test_given_positions_cost_nothing_whatever_their_placeholder_logprob():
-    for name in ("importance_sampling", "ppo", "cispo", "gspo"):
-        loss, gradient = run(name, logprobs=[0.0, -200.0], advantages=[0.0, 0.0])
+def test_given_positions_cost_nothing_whatever_the_trainer_thinks_of_them():
+    for name in ("importance_sampling", "ppo", "cispo", "dro", "gspo"):
+        loss, gradient = run(name, logprobs=[0.0, 0.0], advantages=[0.0, 0.0])
         assert loss.tolist() == [0.0, 0.0], name
         assert gradient.tolist() == [0.0, 0.0], name
 
