@@ -15,6 +15,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from tinkerlite.connection import Connection
 from tinkerlite.errors import APIResponseValidationError, CapabilityError, NotFoundError
@@ -34,7 +35,8 @@ def load_tokenizer(connection: Connection, model_name: str, tokenizer_id: str | 
     """
     _require_transformers()
     try:
-        files = connection.wait(connection.ask(TokenizerFiles, "GET", f"tokenizers/{model_name}"))
+        path = f"tokenizers/{quote(model_name, safe='/:')}"  # a folder may be called anything
+        files = connection.wait(connection.ask(TokenizerFiles, "GET", path))
     except NotFoundError:
         # Not one of our servers: what a colon adds to a hub id (a revision) is not for the hub.
         return _load((tokenizer_id or model_name).partition(":")[0])

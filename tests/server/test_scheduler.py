@@ -274,6 +274,21 @@ def test_what_waits_in_a_run_that_is_freed_fails(rig: Rig):
     assert rig.verbs() == ["drop_run a"]
 
 
+def test_a_run_may_end_while_one_of_its_operations_runs(rig: Rig, caplog: pytest.LogCaptureFixture):
+    rig.runs("a", "b")
+    rig.engine.gate.clear()
+    rig.scheduler.start()
+    running = rig.forward_backward("a", 1)
+    assert rig.engine.entered.wait(30.0)
+    rig.scheduler.free_run("a", "its session ended")
+    other = rig.forward_backward("b", 1)
+    rig.engine.gate.set()
+    assert isinstance(asyncio.run(rig.futures.wait(other, "me", 30.0)), Done)
+    assert rig.failure(running).message == "training run 'a' has ended: its session ended"
+    assert rig.scheduler.stop(30.0)
+    assert caplog.text == ""
+
+
 # ---- sampling ----
 
 

@@ -7,5 +7,6 @@ from tinkerlite_server.routes import checkpoints, futures, models, sampling, sav
 PREFIX = "/api/v1"
 
 router = APIRouter(prefix=PREFIX)
-for module in (sessions, models, training, saving, sampling, futures, checkpoints):
+# Routes are tried in turn, so the busiest come first.
+for module in (futures, sampling, training, saving, models, sessions, checkpoints):
     router.include_router(module.router)

@@ -33,17 +33,18 @@ B = TypeVar("B", bound=BaseModel)
 # ---- who, and where ----
 
 
-def _service(request: Request) -> Service:
+# Both are async although they await nothing: FastAPI sends sync ones to a thread, each time.
+async def _service(request: Request) -> Service:
     return request.app.state.service
 
 
-def _owner(request: Request) -> str:
+async def _owner(request: Request, service: Annotated[Service, Depends(_service)]) -> str:
     """The owner behind the request's key, from X-API-Key or Authorization: Bearer."""
     key = request.headers.get("x-api-key")
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if key is None and scheme.lower() == "bearer":
         key = token.strip()
-    return _service(request).keyring.owner(key)
+    return service.keyring.owner(key)
 
 
 Served = Annotated[Service, Depends(_service)]
