@@ -32,9 +32,6 @@ class RunQueue:
         self._refused: dict[int, Refusal] = {}
         self._gap: tuple[int, float] | None = None  # the missing number, and since when it holds up others
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
     def number(self, operation: Operation) -> int:
         """The number that an operation runs under: its own, or the one after the last known."""
         if operation.seq_id != UNNUMBERED:

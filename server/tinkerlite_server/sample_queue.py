@@ -102,10 +102,6 @@ class SampleQueue:
                 return True
         return False
 
-    def is_running(self, request_id: str) -> bool:
-        """Whether the engine has it."""
-        return request_id in self._running
-
     def why_waiting(self, request_id: str) -> str | None:
         """In words, where a request is; None if it is not here."""
         if request_id in self._running:

@@ -111,7 +111,7 @@ class TensorData:
         """The dense array as a torch tensor (torch must be installed)."""
         import torch
 
-        return torch.from_numpy(np.array(self.to_numpy(pad_value)))
+        return torch.tensor(self.to_numpy(pad_value))
 
     def tolist(self, pad_value: int = 0) -> list[Any]:
         """The dense array as nested lists."""
@@ -164,8 +164,6 @@ def _check_csr(
         raise InvalidTensor(f"a CSR tensor has two dimensions, not shape {list(shape)}")
     rows, columns = shape
     if crow.shape != (rows + 1,) or crow[0] != 0 or crow[-1] != values.size or np.any(np.diff(crow) < 0):
-        raise InvalidTensor(
-            f"CSR row pointers must be {rows + 1} rising numbers from 0 to {values.size}"
-        )
+        raise InvalidTensor(f"CSR row pointers must be {rows + 1} rising numbers from 0 to {values.size}")
     if cols.shape != values.shape or np.any((cols < 0) | (cols >= columns)):
         raise InvalidTensor(f"CSR column indices must be {values.size} numbers in 0..{columns - 1}")

@@ -133,9 +133,7 @@ def encode_sample_response(response: SampleResponse) -> bytes:
     message = pb.SampleResponse(prompt_cache_hit_tokens=response.prompt_cache_hit_tokens)
     for sequence in response.sequences:
         encoded = message.sequences.add()
-        encoded.stop_reason = (
-            pb.STOP_REASON_STOP if sequence.stop_reason == "stop" else pb.STOP_REASON_LENGTH
-        )
+        encoded.stop_reason = pb.STOP_REASON_STOP if sequence.stop_reason == "stop" else pb.STOP_REASON_LENGTH
         encoded.tokens = sequence.tokens_np.astype(INT32, copy=False).tobytes()
         if sequence.logprobs_np is not None:
             encoded.logprobs = sequence.logprobs_np.astype(FLOAT32, copy=False).tobytes()

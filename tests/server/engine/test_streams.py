@@ -1,6 +1,5 @@
 """Packing: which rows are shared, what attends to what, and that sharing changes no number."""
 
-
 import numpy as np
 import pytest
 import torch
