@@ -34,7 +34,7 @@ def info_of(folder: Path, arch: str = "llama") -> ModelInfo:
         max_context=512,
         eos_ids=(2,),
         dtype="float32",
-        tokenizer_dir=folder,
+        folder=folder,
         tokenizer_hash="",
     )
 

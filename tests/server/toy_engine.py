@@ -58,10 +58,10 @@ class ToyEngine:
 
     Args:
         names: base models; equal names have equal tables.
-        tokenizer_dir: what the catalog says of tokenizer files.
+        folder: what the catalog says of tokenizer files.
     """
 
-    def __init__(self, names: Sequence[str] = ("toy", "teacher"), tokenizer_dir: Path = Path()) -> None:
+    def __init__(self, names: Sequence[str] = ("toy", "teacher"), folder: Path = Path()) -> None:
         self._catalog = {
             name: ModelInfo(
                 name=name,
@@ -70,7 +70,7 @@ class ToyEngine:
                 max_context=MAX_CONTEXT,
                 eos_ids=(END_OF_TEXT,),
                 dtype="float64",
-                tokenizer_dir=tokenizer_dir,
+                folder=folder,
                 tokenizer_hash="0" * 64,
             )
             for name in names

@@ -53,7 +53,7 @@ class BaseModel:
         self.info = info
         self.device = device
         self.dtype = dtype
-        model = _load(info.tokenizer_dir, dtype)
+        model = _load(info.folder, dtype)
         _refuse_unsupported(model.config.get_text_config(), info)
         model.to(device).eval().requires_grad_(False)
         self.bank = LoraBank(model)

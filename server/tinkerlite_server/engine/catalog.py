@@ -159,7 +159,7 @@ def _model_info(name: str, folder: Path, dtype: str) -> ModelInfo:
         max_context=max_context,
         eos_ids=_eos_ids(folder, text.eos_token_id, tokenizer.eos_token_id),
         dtype=dtype,
-        tokenizer_dir=folder,
+        folder=folder,
         tokenizer_hash=token_map_hash(tokenizer.get_vocab()),
     )
 
@@ -186,13 +186,13 @@ def token_map_hash(token_ids: Mapping[str, int]) -> str:
 
 def tokenizer_files(info: ModelInfo) -> dict[str, str]:
     """The model's tokenizer as text files by name: in a folder, AutoTokenizer loads them as here."""
-    if (info.tokenizer_dir / "tokenizer.json").is_file():
-        return _read_texts(info.tokenizer_dir / file for file in TOKENIZER_FILES)
+    if (info.folder / "tokenizer.json").is_file():
+        return _read_texts(info.folder / file for file in TOKENIZER_FILES)
     # Older formats (sentencepiece, vocab.json) are binary or in pieces; loaded once, all save as text.
     with tempfile.TemporaryDirectory() as scratch:
-        AutoTokenizer.from_pretrained(info.tokenizer_dir).save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(info.folder).save_pretrained(scratch)
         saved = _read_texts(Path(scratch) / file for file in TOKENIZER_FILES)
-    return saved | _read_texts([info.tokenizer_dir / "config.json"])
+    return saved | _read_texts([info.folder / "config.json"])
 
 
 def _read_texts(files: Iterable[Path]) -> dict[str, str]:

@@ -38,8 +38,8 @@ class ModelInfo:
     eos_ids: tuple[int, ...]
     """Tokens that stop a completion when the request names no stops."""
     dtype: str
-    tokenizer_dir: Path
-    """A folder that transformers' AutoTokenizer loads."""
+    folder: Path
+    """Holds config, weights and tokenizer, as transformers lays them out."""
     tokenizer_hash: str
     """SHA-256 of the sorted token-to-id map."""
 
@@ -161,8 +161,6 @@ class SampleWork:
     prompt_logprobs: bool = False
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0
-    score_only: bool = False
-    """The caller wants prompt logprobs and ignores the (one-token) completion."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -122,5 +122,5 @@ class LocalSampler:
                     f"base model {base_model!r} is not offered here; "
                     f"this server has {sorted(self._pool.catalog)}"
                 )
-            self._detokenizers[base_model] = Detokenizer(self._pool.catalog[base_model].tokenizer_dir)
+            self._detokenizers[base_model] = Detokenizer(self._pool.catalog[base_model].folder)
         return self._detokenizers[base_model]

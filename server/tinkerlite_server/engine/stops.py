@@ -27,8 +27,8 @@ _REPLACEMENT = "\ufffd"
 class Detokenizer:
     """Tokens to text, special tokens included."""
 
-    def __init__(self, tokenizer_dir: Path) -> None:
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_dir, local_files_only=True)
+    def __init__(self, folder: Path) -> None:
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._lengths: dict[int, int | None] = {}
 
     def text(self, tokens: Sequence[int]) -> str:

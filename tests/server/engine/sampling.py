@@ -54,9 +54,7 @@ def make_work(folder: Path, prompt: Any, **changes: Any) -> SampleWork:
 
 def scoring(folder: Path, tokens: Any, **changes: Any) -> SampleWork:
     """What compute_logprobs asks."""
-    return make_work(
-        folder, tokens, **{"max_tokens": 1, "prompt_logprobs": True, "score_only": True, **changes}
-    )
+    return make_work(folder, tokens, **{"max_tokens": 1, "prompt_logprobs": True, **changes})
 
 
 def outcomes(sampler: LocalSampler, *works: SampleWork) -> dict[str, SampleResponse | ServerError]:

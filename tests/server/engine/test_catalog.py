@@ -48,7 +48,7 @@ def test_a_local_folder_is_described_without_its_weights(copy):
     assert described.name == str(copy)
     assert (described.arch, described.vocab_size, described.max_context) == ("llama", 512, 512)
     assert (described.eos_ids, described.dtype) == ((2,), "float32")
-    assert described.tokenizer_dir == copy
+    assert described.folder == copy
 
 
 def test_the_vocabulary_is_the_rows_of_the_embedding_and_the_hash_is_of_the_tokens(tiny, tmp_path):

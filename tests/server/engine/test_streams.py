@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
         max_context=512,
         eos_ids=(2,),
         dtype="float32",
-        tokenizer_dir=folder,
+        folder=folder,
         tokenizer_hash="",
     )
     return BaseModel(info, CPU, torch.float32)
