@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
+from rich.markup import escape
 
 from cookbook.advantages import AdvantageFn, group_relative, reverse_kl
 from cookbook.evaluation import Evaluation, evaluate
@@ -36,7 +37,7 @@ from cookbook.server_process import running_server
 from cookbook.summary import print_comparison, run_figures, verdict
 from cookbook.supervised import SupervisedConfig, train_supervised
 from cookbook.table import ON_POLICY_COLUMNS, SUPERVISED_COLUMNS, accuracy_text
-from cookbook.tasks import TASKS, with_partial_credit
+from cookbook.tasks import TASKS, with_format_credit
 from cookbook.teachers import Teacher
 from tinkerlite import SamplingClient, ServiceClient, TrainingClient
 
@@ -47,21 +48,21 @@ class DemoConfig:
 
     model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
     """Base model of the teacher and of both students."""
-    task: str = "number-words"
+    task: str = "larger"
     """A name in `tasks.TASKS`."""
     rank: int = 32
     """Of all three LoRA adapters."""
     teacher: SupervisedConfig = field(
-        default_factory=lambda: SupervisedConfig(steps=15, batch_size=32, evaluate_every=15, max_tokens=8)
+        default_factory=lambda: SupervisedConfig(steps=16, batch_size=32, evaluate_every=16, max_tokens=4)
     )
     """How the teacher is made."""
     student: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=20, prompts_per_step=8, group_size=4, max_tokens=8, evaluate_every=5
+            steps=20, prompts_per_step=16, group_size=4, max_tokens=4, evaluate_every=4
         )
     )
     """How both students are trained."""
-    rl_kl_every: int = 5
+    rl_kl_every: int = 4
     """Steps between measurements of the RL student's KL, which RL itself has no use for."""
     kl_clip: float | None = 5.0
     """Largest per-token KL that counts in a distillation step, in nats."""
@@ -123,8 +124,9 @@ class Demo:
         teacher = Teacher(teacher_sampler, self.tokenizer)
         self.console.print(
             "\n[bold]3. A student by RL.[/bold] Exact answers alone would never start it: the base model\n"
-            "   gives none, all completions of a group score 0 and all advantages are 0. So near misses\n"
-            "   earn partial credit here. Its KL to the teacher is only watched."
+            "   gives none, all completions of a group score 0 and all advantages are 0. So a reply that\n"
+            "   has at least the form of an answer earns 0.2, and the answer 1. Its KL to the teacher\n"
+            "   is only watched."
         )
         rl, rl_rows = self._train_student(
             "rl",
@@ -154,9 +156,10 @@ class Demo:
 
     def _evaluate_base(self) -> Evaluation:
         problem = self.held_out[0]
+        question, answer = escape(repr(problem.messages[-1]["content"])), escape(repr(problem.answer))
         self.console.print(
             f"[bold]1. The base model[/bold] on {len(self.held_out)} held-out problems such as "
-            f"{problem.messages[-1]['content']!r} (answer {problem.answer!r}), greedily:"
+            f"{question} (answer {answer}), greedily:"
         )
         evaluation = evaluate(
             self.base,
@@ -189,7 +192,7 @@ class Demo:
             rows = train(
                 config,
                 student,
-                with_partial_credit(self.task),
+                with_format_credit(self.task),
                 renderer=self.renderer,
                 advantages=advantages,
                 teacher=teacher,

@@ -10,7 +10,7 @@ The command, with a server running (`tinkerlite serve --model HuggingFaceTB/Smol
     python -m cookbook.rl --task sums --teacher tinker://...
 
 What you should see. Nothing, as long as no completion of a group beats another: the base model never
-answers a sum exactly, so near misses earn a little (`--no-partial-credit` shows what happens
+answers a sum exactly, so the form of an answer earns a little (`--no-format-credit` shows what happens
 otherwise). The reward then climbs slowly, and accuracy later still.
 """
 

@@ -20,9 +20,9 @@ from cookbook.renderers import RENDERERS, Renderer
 from cookbook.rollouts import Task
 from cookbook.supervised import SupervisedConfig
 from cookbook.table import ON_POLICY_COLUMNS, SUPERVISED_COLUMNS, Column, StepTable
-from cookbook.tasks import TASKS, with_partial_credit
+from cookbook.tasks import TASKS, with_format_credit
 from cookbook.teachers import Teacher
-from tinkerlite import APIConnectionError, SamplingClient, ServiceClient, TrainingClient
+from tinkerlite import APIConnectionError, ClientConfig, SamplingClient, ServiceClient, TrainingClient
 
 Choice = TypeVar("Choice")
 
@@ -41,7 +41,7 @@ class Setup:
     rank: int = 32
     """Rank of a fresh LoRA adapter."""
     task: str = "sums"
-    """One of number-words, largest, sums, sort-letters."""
+    """One of number-words, larger, largest, sums, sort-letters."""
     renderer: str = "chatml"
     """Layout of prompts: chatml (no system line), or template (the model's own)."""
     out: str = ""
@@ -56,8 +56,8 @@ class TeacherSetup:
     """Saved sampler weights (tinker://...) or a base model; the student's own base if not given."""
     teacher_renderer: str = ""
     """Layout of the prompts that the teacher reads; the student's if not given."""
-    partial_credit: bool = True
-    """Reward near misses, so that RL can start where nothing is exactly right yet."""
+    format_credit: bool = True
+    """Pay a little for the form of an answer, so that RL can start where nothing is right yet."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def open_on_policy_run(
             MetricsFile(_folder(setup, name) / "metrics.jsonl") as metrics,
             recorder(name, metrics, ON_POLICY_COLUMNS) as record,
         ):
-            graded = with_partial_credit(task) if compared.partial_credit else task
+            graded = with_format_credit(task) if compared.format_credit else task
             yield OnPolicyRun(config, student, graded, renderer, teacher, record)
         _save(student, name)
 
@@ -140,7 +140,8 @@ def open_on_policy_run(
 def connect(base_url: str) -> Generator[ServiceClient, None, None]:
     """A session on a server, closed at the end of the block; exits with advice if none answers."""
     try:
-        service = ServiceClient(base_url=base_url or None)
+        # The table grows a row every few seconds: a line about waiting is worth more than a minute.
+        service = ServiceClient(base_url=base_url or None, config=ClientConfig(progress_after_seconds=60))
     except APIConnectionError as error:
         raise SystemExit(
             f"{error}\nStart a server with `tinkerlite serve --model NAME`, or name one with --base-url."

@@ -38,11 +38,11 @@ def percent(key: str) -> Callable[[Row], str]:
 
 
 def accuracy_text(row: Row) -> str:
-    """Accuracy with its 95% interval: "83.0% [77.2, 87.6]"; nothing where the row has none."""
+    """Accuracy with its 95% interval: "83.0% [77, 88]"; nothing where the row has none."""
     if row.get("accuracy") is None:
         return ""
     low, high = row["accuracy_interval"]
-    return f"{row['accuracy']:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{row['accuracy']:.1%} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 ON_POLICY_COLUMNS = (

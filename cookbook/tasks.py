@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
 from itertools import islice
 from random import Random
 
 from cookbook.renderers import Message
 from cookbook.rollouts import Grade, Problem
 
-HELD_OUT_SHARE = 0.1
+HELD_OUT_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -37,16 +36,25 @@ def exact_match(answer: str, reply: str) -> float:
     return float(reply.strip() == answer)
 
 
-def partial_credit(answer: str, reply: str) -> float:
-    """1 for the answer alone; otherwise half of the similarity of the two texts.
+FORMAT_CREDIT = 0.2
 
-    Similarity is 2 M / (len(answer) + len(reply)) for M characters in common runs (Ratcliff and
-    Obershelp 1988), so a bare wrong number beats a sentence, and a nearly right one beats both.
-    It lets RL start from a model that is never exactly right.
+
+def format_credit(answer: str, reply: str) -> float:
+    """1 for the answer alone; 0.2 for a reply that at least looks like it; otherwise 0.
+
+    A reply looks like the answer if it is made of the same kinds of characters, such as digits
+    alone. It lets RL start from a model that answers in sentences, and says nothing about which
+    bare answer is nearer: that, RL has to find by trying.
     """
     if exact_match(answer, reply):
         return 1.0
-    return 0.5 * SequenceMatcher(None, answer, reply.strip(), autojunk=False).ratio()
+    return FORMAT_CREDIT if _kinds(reply.strip()) == _kinds(answer) else 0.0
+
+
+def _kinds(text: str) -> set[str]:
+    """Which kinds of characters a text has."""
+    kinds = {"digit": str.isdigit, "letter": str.isalpha, "blank": str.isspace}
+    return {next((kind for kind, test in kinds.items() if test(c)), "other") for c in text}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +63,7 @@ class GeneratedTask:
 
     name: str
     draw: Callable[[Random], Question]
-    """One question; must have several thousand different keys."""
+    """One question; must have a thousand different keys or more, of which a quarter is held out."""
     reward: RewardFn = exact_match
 
     def training_problems(self, seed: int) -> Iterator[Problem]:
@@ -81,13 +89,13 @@ class GeneratedTask:
                 yield Problem(messages=(message,), answer=question.answer)
 
 
-def with_partial_credit(task: GeneratedTask) -> GeneratedTask:
-    """The same problems, rewarded by `partial_credit`; what counts as correct stays exact."""
-    return replace(task, reward=partial_credit)
+def with_format_credit(task: GeneratedTask) -> GeneratedTask:
+    """The same problems, rewarded by `format_credit`; what counts as correct stays exact."""
+    return replace(task, reward=format_credit)
 
 
 def is_held_out(key: str) -> bool:
-    """Whether the problem with this key belongs to the held-out tenth."""
+    """Whether the problem with this key belongs to the held-out quarter."""
     digest = hashlib.sha256(key.encode()).digest()
     return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64
 
@@ -116,14 +124,16 @@ def number_in_words(number: int) -> str:
 
 
 def _number_words(random: Random) -> Question:
-    number = random.randint(100, 9999)
+    number = random.randint(0, 999)
     return Question(f"In digits: {number_in_words(number)}", str(number), str(number))
 
 
-def _largest(random: Random) -> Question:
-    numbers = random.sample(range(10, 100), 4)
-    listed = " ".join(map(str, numbers))
-    return Question(f"Largest of {listed}", str(max(numbers)), str(sorted(numbers)))
+def _largest(count: int) -> Callable[[Random], Question]:
+    def draw(random: Random) -> Question:
+        numbers = random.sample(range(10, 100), count)
+        return Question(f"Largest of {' '.join(map(str, numbers))}", str(max(numbers)), str(sorted(numbers)))
+
+    return draw
 
 
 def _sums(random: Random) -> Question:
@@ -141,7 +151,8 @@ TASKS: dict[str, GeneratedTask] = {
     task.name: task
     for task in (
         GeneratedTask(name="number-words", draw=_number_words),
-        GeneratedTask(name="largest", draw=_largest),
+        GeneratedTask(name="larger", draw=_largest(2)),
+        GeneratedTask(name="largest", draw=_largest(4)),
         GeneratedTask(name="sums", draw=_sums),
         GeneratedTask(name="sort-letters", draw=_sort_letters),
     )

@@ -84,7 +84,11 @@ class WaitingBoard:
     def _say(self, seconds: float) -> None:
         kinds = Counter(each.kind for each in self._waiting)
         listed = ", ".join(kind if count == 1 else f"{count} x {kind}" for kind, count in kinds.items())
-        queues = ", ".join(sorted({each.queue for each in self._waiting}))
+        # A server that holds the poll has said nothing of its queue yet.
+        known = sorted({each.queue for each in self._waiting if each.queue_state != "unknown"})
+        queue = f"; queue: {', '.join(known)}" if known else ""
         # Not a live display: the user may have one, and logs and notebooks want lines.
         console = Console(stderr=True, highlight=False)
-        console.print(f"[dim]tinkerlite: waiting for {listed}, {seconds:.0f} s so far; queue: {queues}[/dim]")
+        console.print(
+            f"[dim]tinkerlite: waiting for {listed}, {seconds:.0f} s so far{queue}[/dim]", soft_wrap=True
+        )

@@ -34,7 +34,7 @@ def test_without_a_terminal_every_step_is_one_plain_line():
 
 
 def test_in_a_terminal_the_table_is_redrawn_with_the_same_cells():
-    assert "83.0% [77.2, 87.6]" in printed(ROW, terminal=True)
+    assert "83.0% [77, 88]" in printed(ROW, terminal=True)
 
 
 def test_a_step_that_was_not_evaluated_shows_no_accuracy():

@@ -7,10 +7,10 @@ from cookbook.rollouts import Problem
 from cookbook.tasks import (
     TASKS,
     exact_match,
+    format_credit,
     is_held_out,
     number_in_words,
-    partial_credit,
-    with_partial_credit,
+    with_format_credit,
 )
 
 every_task = pytest.mark.parametrize("name", list(TASKS))
@@ -45,7 +45,7 @@ def test_more_held_out_problems_begin_with_the_fewer(name: str):
 
 @every_task
 def test_the_answer_itself_is_correct_and_fully_rewarded(name: str):
-    task = with_partial_credit(TASKS[name])
+    task = with_format_credit(TASKS[name])
     for problem in first(name, 0, 20):
         grade = task.grade(problem, f" {problem.answer}\n")
         assert (grade.reward, grade.correct) == (1.0, True)
@@ -105,20 +105,20 @@ def test_exact_match_ignores_blanks_around_the_answer_and_nothing_else():
     assert exact_match("42", "42.") == 0.0
 
 
-def test_partial_credit_is_half_of_the_similarity_of_the_texts():
-    assert partial_credit("42", "42") == 1.0
-    # One character in common: 2 * 1 / (2 + 2) = 0.5.
-    assert partial_credit("42", "47") == 0.25
-    assert partial_credit("42", "42.") == pytest.approx(0.5 * 4 / 5)
-    # "42" in a sentence of 26 characters: 2 * 2 / (2 + 26).
-    assert partial_credit("42", "The answer you seek is: 42") == pytest.approx(0.5 * 4 / 28)
-    assert partial_credit("42", "no idea") == 0.0
+def test_format_credit_pays_for_looking_like_the_answer_and_not_for_being_near_it():
+    assert format_credit("42", "42") == 1.0
+    assert format_credit("42", "43") == format_credit("42", "9") == 0.2
+    assert format_credit("42", "42.") == 0.0
+    assert format_credit("42", "The answer is 42") == 0.0
+    assert format_credit("42", "") == 0.0
+    assert format_credit("a b c d", "d c b a") == 0.2
+    assert format_credit("a b c d", "abcd") == 0.0
 
 
-def test_near_misses_earn_something_and_are_still_wrong():
+def test_a_wrong_answer_of_the_right_form_earns_something_and_is_still_wrong():
     problem = first("sums", 0, 1)[0]
-    grade = with_partial_credit(TASKS["sums"]).grade(problem, problem.answer + "0")
-    assert 0 < grade.reward < 1
+    grade = with_format_credit(TASKS["sums"]).grade(problem, problem.answer + "0")
+    assert grade.reward == 0.2
     assert not grade.correct
 
 

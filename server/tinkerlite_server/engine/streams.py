@@ -26,10 +26,15 @@ from torch import Tensor
 from tinkerlite_server.engine.lora import Adapter, AdapterRows, adapter_rows
 from tinkerlite_server.engine.protocols import Ids
 
-MIN_SHARED_TOKENS = 8
-"""Shorter common prefixes (a chat template's first tokens) cost more in masked attention than they save."""
-MAX_BLOCK_ROWS = 4096
-"""Most rows in one attention block: masked attention is quadratic in them."""
+MIN_SHARED_TOKENS = 4
+"""Shorter common prefixes are not worth a mask."""
+PAIRS_PER_TOKEN = 2048
+"""Masked pairs that cost as much as one token's linear layers: about 6 x hidden size of a small model.
+
+A pair costs 4 x hidden FLOP a layer, a token 24 x hidden^2; half, since both triangles are computed.
+"""
+MAX_BLOCK_ROWS = 8192
+"""Most rows in one masked block: its mask has as many bytes as it has pairs."""
 
 
 class Stream(Protocol):
@@ -157,8 +162,9 @@ def prefix_groups(
 ) -> list[tuple[list[int], int]]:
     """Neighbours in `order` that share a prefix, as (members, prefix length); alone means (one, 0).
 
-    Greedy: a sequence joins the group before it if that saves rows. Every member keeps at
-    least one row of its own (its last), so that equal sequences stay apart.
+    Greedy: a sequence joins the group before it if that saves rows, and more than the masked
+    attention between its own rows and the others' costs. Every member keeps at least one row of
+    its own (its last), so that equal sequences stay apart.
     """
     groups: list[tuple[list[int], int]] = []
     for index in order:
@@ -172,7 +178,9 @@ def prefix_groups(
                 common = min(common, shared) if len(members) > 1 else common
             saved, would_save = shared * (len(members) - 1), common * len(members)
             rows = common + sum(len(sequences[m]) - common for m in (*members, index))
-            if common >= MIN_SHARED_TOKENS and would_save > saved and rows <= MAX_BLOCK_ROWS:
+            pairs = rows * (len(sequences[index]) - common)
+            worthwhile = would_save > saved and pairs <= PAIRS_PER_TOKEN * common
+            if common >= MIN_SHARED_TOKENS and worthwhile and rows <= MAX_BLOCK_ROWS:
                 groups[-1] = ([*members, index], common)
                 continue
         groups.append(([index], 0))

@@ -64,6 +64,15 @@ def test_a_few_common_tokens_are_not_worth_sharing():
     assert groups_of([np.array([1, 2, 3, 4]), np.array([1, 2, 3, 9])]) == [([0], 0), ([1], 0)]
 
 
+def test_a_short_prefix_does_not_pay_for_attention_among_thousands_of_rows():
+    rng = np.random.default_rng(0)
+    # Five shared tokens pay for 5 x 2048 masked pairs: with 100 rows of their own, for two sequences.
+    long = [np.concatenate([PROMPT[:5], rng.integers(0, 512, 100)]) for _ in range(4)]
+    assert groups_of(long) == [([i], 0) for i in stream_order(long, [None] * 4)]
+    short = [np.concatenate([PROMPT[:5], rng.integers(0, 512, 10)]) for _ in range(40)]
+    assert [(len(members), shared) for members, shared in groups_of(short)] == [(40, 5)]
+
+
 def test_equal_sequences_share_all_but_their_last_token():
     assert groups_of([PROMPT, PROMPT]) == [([0, 1], 9)]
 
