@@ -53,12 +53,12 @@ class DemoConfig:
     rank: int = 32
     """Of all three LoRA adapters."""
     teacher: SupervisedConfig = field(
-        default_factory=lambda: SupervisedConfig(steps=16, batch_size=32, evaluate_every=16, max_tokens=4)
+        default_factory=lambda: SupervisedConfig(steps=12, batch_size=32, evaluate_every=12, max_tokens=4)
     )
     """How the teacher is made."""
     student: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=20, prompts_per_step=16, group_size=4, max_tokens=4, evaluate_every=4
+            steps=12, prompts_per_step=16, group_size=4, max_tokens=4, evaluate_every=4
         )
     )
     """How both students are trained."""

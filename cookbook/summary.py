@@ -101,7 +101,10 @@ def _compared(opd_steps: int | None, rl_steps: int | None) -> str:
     if opd_steps is None:
         return "OPD did not catch up here: more steps, more rollouts or an easier task would let it."
     if rl_steps is None:
-        return "From as many rollouts, a grade for every token taught what one per completion did not."
+        return (
+            "From as many rollouts, a grade for every token taught what one per completion did not; "
+            "with more of them, RL may get there too."
+        )
     if opd_steps < rl_steps:
         return f"OPD needed {opd_steps} steps where RL needed {rl_steps}."
     return "RL was as quick here: where rewards come easily, a teacher adds little."
