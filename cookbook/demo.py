@@ -44,7 +44,7 @@ from tinkerlite import SamplingClient, ServiceClient, TrainingClient
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Every size of the demo. The defaults fit eight minutes on two cores."""
+    """Every size of the demo. The defaults fit five minutes on two cores."""
 
     model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
     """Base model of the teacher and of both students."""

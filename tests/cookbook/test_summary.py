@@ -64,7 +64,7 @@ def test_the_verdict_says_what_happened_and_no_more():
     assert "went from 4.00 to 0.50 nats per token (-88%)" in opd
     assert "reached 90% of the teacher's accuracy (81.0%) by step 10, and ended at 80.0%" in opd
     assert "did not reach 90% of the teacher's accuracy (81.0%) in 20 steps" in rl
-    assert "what one per completion did not" in compared
+    assert "what one per completion did not; with more of them" in compared
 
 
 def test_the_verdict_does_not_praise_distillation_when_it_lost():
