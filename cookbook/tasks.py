@@ -63,7 +63,7 @@ class GeneratedTask:
 
     name: str
     draw: Callable[[Random], Question]
-    """One question; must have a thousand different keys or more, of which a quarter is held out."""
+    """One question; must have thousands of different keys, a quarter of which is held out."""
     reward: RewardFn = exact_match
 
     def training_problems(self, seed: int) -> Iterator[Problem]:
@@ -71,9 +71,19 @@ class GeneratedTask:
         return self._problems(Random(f"{self.name} train {seed}"), held_out=False)
 
     def held_out(self, count: int) -> list[Problem]:
-        """The first `count` held-out problems, all different, whatever the seed of training."""
+        """The first `count` held-out problems, all different, whatever the seed of training.
+
+        Raises:
+            ValueError: the task has fewer.
+        """
         distinct = _without_repeats(self._problems(Random(f"{self.name} held out"), held_out=True))
-        return list(islice(distinct, count))
+        problems = list(islice(distinct, count))
+        if len(problems) < count:
+            raise ValueError(
+                f"task {self.name!r} has {len(problems)} held-out problems, not {count}; set held_out to "
+                f"{len(problems)} or less"
+            )
+        return problems
 
     def grade(self, problem: Problem, reply: str) -> Grade:
         """Reward by the task's reward function; correct means an exact match."""
@@ -124,7 +134,7 @@ def number_in_words(number: int) -> str:
 
 
 def _number_words(random: Random) -> Question:
-    number = random.randint(0, 999)
+    number = random.randint(100, 9999)
     return Question(f"In digits: {number_in_words(number)}", str(number), str(number))
 
 
@@ -160,10 +170,20 @@ TASKS: dict[str, GeneratedTask] = {
 """Tasks by the names that recipes' `--task` takes."""
 
 
+MOST_REPEATS = 10_000
+
+
 def _without_repeats(problems: Iterator[Problem]) -> Iterator[Problem]:
+    """Each problem once; ends when nothing new has come for so long that there is nothing new."""
     seen: set[str] = set()
+    repeats = 0
     for problem in problems:
         text = problem.messages[-1]["content"]
-        if text not in seen:
+        if text in seen:
+            repeats += 1
+            if repeats > MOST_REPEATS:
+                return
+        else:
+            repeats = 0
             seen.add(text)
             yield problem

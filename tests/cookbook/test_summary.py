@@ -78,5 +78,5 @@ def test_the_comparison_shows_evaluated_steps_of_both_runs():
     print_comparison(summary(10, None), ROWS, ROWS, console)
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
-    assert any(line.split()[:1] == ["2"] and line.count("80.0% [70.0, 90.0]") == 2 for line in lines)
+    assert any(line.split()[:1] == ["2"] and line.count("80.0% [70, 90]") == 2 for line in lines)
     assert not any(line.split()[:1] == ["1"] for line in lines)

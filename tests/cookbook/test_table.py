@@ -29,7 +29,7 @@ def test_without_a_terminal_every_step_is_one_plain_line():
     assert lines[0] == "opd"
     assert lines[1].split() == ["step", "reverse", "KL", "accuracy", "[95%]", "reward", "cut", "tokens/s"]
     assert lines[2].split() == ["4"]
-    assert lines[3].split() == ["5", "1.234", "83.0%", "[77.2,", "87.6]", "0.500", "25%", "123"]
+    assert lines[3].split() == ["5", "1.234", "83.0%", "[77,", "88]", "0.500", "25%", "123"]
     assert len({len(line) for line in lines[1:]}) == 1
 
 

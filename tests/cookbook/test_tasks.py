@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import islice
 from random import Random
 
@@ -6,6 +7,7 @@ import pytest
 from cookbook.rollouts import Problem
 from cookbook.tasks import (
     TASKS,
+    Question,
     exact_match,
     format_credit,
     is_held_out,
@@ -58,9 +60,9 @@ def test_a_sum_and_its_mirror_are_on_the_same_side_of_the_split():
     assert set(mirrored).isdisjoint(questions(first("sums", 0, 3000)))
 
 
-def test_about_a_tenth_is_held_out():
+def test_about_a_quarter_is_held_out():
     share = sum(is_held_out(str(number)) for number in range(10_000)) / 10_000
-    assert share == pytest.approx(0.1, abs=0.01)
+    assert share == pytest.approx(0.25, abs=0.01)
 
 
 def test_answers_are_right():
@@ -124,3 +126,9 @@ def test_a_wrong_answer_of_the_right_form_earns_something_and_is_still_wrong():
 
 def test_a_question_is_drawn_from_the_random_numbers_it_is_given():
     assert TASKS["sums"].draw(Random(1)) == TASKS["sums"].draw(Random(1))
+
+
+def test_asking_for_more_held_out_problems_than_exist_is_an_error_and_not_a_hang():
+    few = replace(TASKS["sums"], draw=lambda random: Question(q := str(random.randrange(40)), q, q))
+    with pytest.raises(ValueError, match=r"task 'sums' has [0-9]+ held-out problems, not 40"):
+        few.held_out(40)
