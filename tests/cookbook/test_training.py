@@ -216,10 +216,12 @@ def test_distillation_brings_the_student_nearer_to_the_teacher(
     run: Callable[..., list[Row]], teacher: Teacher
 ):
     config = replace(
-        SMALL, steps=12, prompts_per_step=4, group_size=8, decay_to=1.0, evaluate_every=99, held_out=1
+        SMALL, steps=24, prompts_per_step=4, group_size=8, decay_to=1.0, evaluate_every=99, held_out=1
     )
     rows = run(config, reverse_kl(teacher), teacher=teacher)
-    assert rows[-1]["reverse_kl"] < 0.7 * rows[0]["reverse_kl"]
+    kl = [row["reverse_kl"] for row in rows]
+    # Each is measured on 32 completions, so single ones wander.
+    assert sum(kl[-8:]) / 8 < 0.75 * sum(kl[:4]) / 4
 
 
 def test_watching_the_kl_does_not_change_what_trains(run: Callable[..., list[Row]], teacher: Teacher):
