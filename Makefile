@@ -18,6 +18,14 @@ COMPAT := .venv-compat
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
+COMPAT_PIP = $(BIN)/python -m pip --python $(COMPAT)/bin/python install --quiet --disable-pip-version-check $(PIP_ARGS)
+
+# Where tests and benchmarks find the official clients.
+COOKBOOK  := tinker_cookbook-0.6.1
+OFFICIAL   = TINKERLITE_OFFICIAL_PYTHON=$(abspath $(COMPAT)/bin/python) \
+             TINKERLITE_OLDER_SDKS=$(abspath $(COMPAT)/older) \
+             TINKERLITE_COOKBOOK_TESTS=$(abspath $(COMPAT)/$(COOKBOOK))
+
 .PHONY: setup demo test lint format serve bench notebook proto clean
 .DELETE_ON_ERROR:
 
@@ -41,18 +49,31 @@ $(VENV)/.dev: $(VENV)/.run
 	$(PIP) --group dev
 	@touch $@
 
-# The official SDK drives our server in its tests, from an environment of its own.
-$(COMPAT)/.stamp: | $(BIN)/python
-	@echo "Installing the official SDK for the compatibility tests ..."
-	$(PYTHON) -m venv $(COMPAT)
-	$(COMPAT)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) tinker==0.38.0
+# The official clients drive our server in its tests, from an environment of their own: group `compat` says what is in it.
+#   - torch is the main environment's, which comes last on the path: a second copy is gigabytes.
+#   - The cookbook goes in without its dependencies, since one of them (tml-renderers) has no such release.
+#   - Older SDKs need what the newest needs, and go into folders that PYTHONPATH puts before it.
+#   - The cookbook's source distribution has its tests.
+$(COMPAT)/.stamp: pyproject.toml | $(VENV)/.run
+	@echo "Installing the official clients for the compatibility tests ..."
+	$(BIN)/python -m venv $(COMPAT)
+	$(COMPAT_PIP) --group compat
+	$(COMPAT_PIP) --no-deps tinker-cookbook==0.6.1
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > $$($(COMPAT)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/main_environment.pth
+	for version in 0.16.1 0.24.1; do \
+	  $(PIP) --no-deps --upgrade --target $(COMPAT)/older/$$version tinker==$$version || exit 1; \
+	done
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary tinker-cookbook $(PIP_ARGS) \
+	  --dest $(COMPAT) tinker-cookbook==0.6.1
+	tar -xzf $(COMPAT)/$(COOKBOOK).tar.gz -C $(COMPAT)
 	@touch $@
 
 demo: $(VENV)/.run
 	$(BIN)/python -m cookbook.demo
 
 test: $(VENV)/.dev $(COMPAT)/.stamp
-	TINKERLITE_OFFICIAL_PYTHON=$(abspath $(COMPAT)/bin/python) $(BIN)/python -m pytest $(TESTS)
+	$(OFFICIAL) $(BIN)/python -m pytest $(TESTS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -67,7 +88,7 @@ serve: $(VENV)/.run
 	$(BIN)/tinkerlite serve --model $(MODEL) --port $(PORT)
 
 bench: $(VENV)/.dev $(COMPAT)/.stamp
-	TINKERLITE_OFFICIAL_PYTHON=$(abspath $(COMPAT)/bin/python) $(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+	$(OFFICIAL) $(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 notebook: $(VENV)/.dev
 	$(PIP) notebook
