@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Coroutine, Mapping, Set
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Set
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
@@ -75,12 +76,28 @@ class Connection:
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str | int] | None = None,
+        may_redirect: bool = False,
     ) -> httpx.Response:
         """One exchange, repeated while the server is away or busy; see `retry.py`."""
-        return await resend(
+        return await self._persist(
             lambda: self.transport.request(
-                method, path, json=json, content=content, headers=headers, params=params
-            ),
+                method,
+                path,
+                json=json,
+                content=content,
+                headers=headers,
+                params=params,
+                may_redirect=may_redirect,
+            )
+        )
+
+    async def fetch(self, url: str, target: Path) -> None:
+        """Write what a URL leads to into a file, from the start again while that is broken off."""
+        await self._persist(lambda: self.transport.fetch(url, target))
+
+    async def _persist(self, exchange: Callable[[], Awaitable[T]]) -> T:
+        return await resend(
+            exchange,
             first_seconds=self.config.first_backoff_seconds,
             budget_seconds=self.config.reconnect_timeout_seconds,
         )

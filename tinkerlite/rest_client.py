@@ -1,28 +1,36 @@
-"""RestClient: what the server keeps (runs, checkpoints, sessions), to list and to tidy up.
+"""RestClient: what the server keeps (runs, checkpoints, sessions), to list, to fetch and to tidy up.
 
 Each method is one question, answered at once; all return an APIFuture like the other clients'.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel
 
+from tinkerlite import download
 from tinkerlite.compat import resolved
 from tinkerlite.config import ClientConfig
 from tinkerlite.connection import Connection
-from tinkerlite.errors import InvalidRequest
+from tinkerlite.errors import CapabilityError, InvalidRequest
 from tinkerlite.future import APIFuture
 from tinkerlite.types import (
+    CheckpointArchiveUrlResponse,
     CheckpointsListResponse,
+    ExternalWeightsUrlsResponse,
     GetSamplerResponse,
     GetServerCapabilitiesResponse,
     GetSessionResponse,
     ListSessionsResponse,
+    ParsedCheckpointTinkerPath,
+    SessionSearchRequest,
+    SessionSearchResponse,
     TrainingRun,
     TrainingRunsResponse,
     WeightsInfoResponse,
+    WhoamiResponse,
 )
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -30,7 +38,10 @@ AccessScope = Literal["owned", "accessible"]
 
 
 class RestClient:
-    """Questions about the server's holdings. Needs no session, so it leaves none behind."""
+    """Questions about the server's holdings. Needs no session, so it leaves none behind.
+
+    Lists come in pages: `limit` entries from `offset` on, of as many as the cursor says.
+    """
 
     def __init__(
         self,
@@ -40,15 +51,24 @@ class RestClient:
         api_key: str | None = None,
         config: ClientConfig | None = None,
     ) -> None:
+        if connection is not None and (base_url, api_key, config) != (None, None, None):
+            raise InvalidRequest("a connection has its base_url, api_key and config already")
+        self._is_owner = connection is None
         self._connection = connection or Connection(base_url, api_key, config)
 
     # ---- training runs ----
 
     def list_training_runs(
-        self, limit: int = 20, offset: int = 0, access_scope: AccessScope = "owned"
+        self,
+        limit: int = 20,
+        offset: int = 0,
+        access_scope: AccessScope = "owned",
+        project_id: str | None = None,
     ) -> APIFuture[TrainingRunsResponse]:
-        """A page of training runs."""
-        params = {"limit": limit, "offset": offset, "access_scope": access_scope}
+        """A page of training runs: one's own or all that one may see, of one project or of all."""
+        params: dict[str, str | int] = {"limit": limit, "offset": offset, "access_scope": access_scope}
+        if project_id is not None:
+            params["project_id"] = project_id
         return self._get(TrainingRunsResponse, "training_runs", params)
 
     def get_training_run(
@@ -61,7 +81,7 @@ class RestClient:
         self, tinker_path: str, access_scope: AccessScope = "owned"
     ) -> APIFuture[TrainingRun]:
         """The training run that saved a checkpoint."""
-        return self.get_training_run(_parse(tinker_path)[0], access_scope)
+        return self.get_training_run(_parse(tinker_path).training_run_id, access_scope)
 
     # ---- checkpoints ----
 
@@ -86,15 +106,51 @@ class RestClient:
 
     def delete_checkpoint_from_tinker_path(self, tinker_path: str) -> APIFuture[None]:
         """The same, by path."""
-        return self.delete_checkpoint(*_parse(tinker_path))
+        return self._do("DELETE", _checkpoint_url(tinker_path))
 
     def set_checkpoint_ttl_from_tinker_path(
         self, tinker_path: str, ttl_seconds: int | None
     ) -> APIFuture[None]:
         """Let a checkpoint expire after this long from now; None keeps it."""
-        run, checkpoint = _parse(tinker_path)
-        path = f"training_runs/{run}/checkpoints/{checkpoint}/ttl"
-        return self._do("PUT", path, {"ttl_seconds": ttl_seconds})
+        return self._do("PUT", f"{_checkpoint_url(tinker_path)}/ttl", {"ttl_seconds": ttl_seconds})
+
+    def publish_checkpoint_from_tinker_path(self, tinker_path: str) -> APIFuture[None]:
+        """Let everyone on the server load a checkpoint, sample from it and download it."""
+        return self._do("POST", f"{_checkpoint_url(tinker_path)}/publish")
+
+    def unpublish_checkpoint_from_tinker_path(self, tinker_path: str) -> APIFuture[None]:
+        """Keep a published checkpoint to oneself again."""
+        return self._do("DELETE", f"{_checkpoint_url(tinker_path)}/publish")
+
+    # ---- a checkpoint's files ----
+
+    def get_external_weights_urls(self, tinker_path: str) -> APIFuture[ExternalWeightsUrlsResponse]:
+        """Where to fetch each file of weights that `save_weights_external` saved."""
+        ask = download.external_weights_urls(self._connection, _parse(tinker_path))
+        return self._connection.start(ask, "external_weights_urls")
+
+    def get_checkpoint_archive_url(
+        self, training_run_id: str, checkpoint_id: str
+    ) -> APIFuture[CheckpointArchiveUrlResponse]:
+        """Where to fetch a tar of a checkpoint; `checkpoint_id` is KIND/NAME, as listed.
+
+        Servers of an older protocol offer that, and ours; others may know only external weights.
+        """
+        return self.get_checkpoint_archive_url_from_tinker_path(f"tinker://{training_run_id}/{checkpoint_id}")
+
+    def get_checkpoint_archive_url_from_tinker_path(
+        self, tinker_path: str
+    ) -> APIFuture[CheckpointArchiveUrlResponse]:
+        """The same, by path."""
+        return self._connection.start(download.archive_url(self._connection, _parse(tinker_path)), "archive")
+
+    def download_checkpoint(self, tinker_path: str, folder: str | Path) -> APIFuture[Path]:
+        """Fetch a checkpoint into a folder that does not exist yet or is empty; its absolute path.
+
+        The folder is filled whole or not at all, and nothing is written beside it.
+        """
+        work = download.download(self._connection, _parse(tinker_path), Path(folder))
+        return self._connection.start(work, f"download of {tinker_path}")
 
     # ---- sessions and samplers ----
 
@@ -111,6 +167,15 @@ class RestClient:
         """The training runs and samplers of one session."""
         return self._get(GetSessionResponse, f"sessions/{session_id}", {"access_scope": access_scope})
 
+    def search_sessions(self, request: SessionSearchRequest) -> APIFuture[SessionSearchResponse]:
+        """A page of sessions that meet every condition, newest first.
+
+        The next page is the same request with the response's `next_cursor` as its `cursor`.
+        """
+        body = request.model_dump(mode="json", exclude_none=True)
+        ask = self._connection.ask(SessionSearchResponse, "POST", "sessions/search", json=body)
+        return self._connection.start(ask, "sessions/search")
+
     def get_sampler(self, sampler_id: str) -> APIFuture[GetSamplerResponse]:
         """What a sampler samples from."""
         return self._get(GetSamplerResponse, f"samplers/{sampler_id}")
@@ -121,9 +186,26 @@ class RestClient:
         """The base models on offer."""
         return self._get(GetServerCapabilitiesResponse, "get_server_capabilities")
 
+    def whoami(self) -> APIFuture[WhoamiResponse]:
+        """Whom the credential stands for, where it can say so.
+
+        Raises:
+            CapabilityError: from the future; an API key names nobody, and no route of the
+                protocol does. Services that hand out tokens write it into those.
+        """
+
+        async def refuse() -> WhoamiResponse:
+            raise CapabilityError(
+                f"an API key does not say whose it is, and {self._connection.endpoint.base_url} has no "
+                "route that does; list_sessions() shows what this key may see"
+            )
+
+        return self._connection.start(refuse(), "whoami")
+
     def close(self) -> None:
-        """Drop the connection. One that came from a ServiceClient is the ServiceClient's to close."""
-        self._connection.close()
+        """Drop the connection. One that came from a ServiceClient stays; it is that client's to close."""
+        if self._is_owner:
+            self._connection.close()
 
     def _get(
         self, kind: type[ModelT], path: str, params: dict[str, str | int] | None = None
@@ -148,14 +230,19 @@ class RestClient:
     delete_checkpoint_async = resolved(delete_checkpoint)
     delete_checkpoint_from_tinker_path_async = resolved(delete_checkpoint_from_tinker_path)
     set_checkpoint_ttl_from_tinker_path_async = resolved(set_checkpoint_ttl_from_tinker_path)
+    publish_checkpoint_from_tinker_path_async = resolved(publish_checkpoint_from_tinker_path)
+    unpublish_checkpoint_from_tinker_path_async = resolved(unpublish_checkpoint_from_tinker_path)
+    get_external_weights_urls_async = resolved(get_external_weights_urls)
+    get_checkpoint_archive_url_async = resolved(get_checkpoint_archive_url)
+    get_checkpoint_archive_url_from_tinker_path_async = resolved(get_checkpoint_archive_url_from_tinker_path)
     list_sessions_async = resolved(list_sessions)
     get_session_async = resolved(get_session)
     get_sampler_async = resolved(get_sampler)
 
 
-def _parse(tinker_path: str) -> tuple[str, str]:
-    """The run's id and the checkpoint's (KIND/NAME) in `tinker://RUN/KIND/NAME`."""
-    run, _, checkpoint = tinker_path.removeprefix("tinker://").partition("/")
-    if not tinker_path.startswith("tinker://") or not run or checkpoint.count("/") != 1:
-        raise InvalidRequest(f"{tinker_path!r} is not of the form tinker://RUN/KIND/NAME")
-    return run, checkpoint
+_parse = ParsedCheckpointTinkerPath.from_tinker_path
+
+
+def _checkpoint_url(tinker_path: str) -> str:
+    checkpoint = _parse(tinker_path)
+    return f"training_runs/{checkpoint.training_run_id}/checkpoints/{checkpoint.checkpoint_id}"

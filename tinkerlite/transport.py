@@ -9,9 +9,10 @@ import asyncio
 import email.utils
 import time
 import weakref
-from collections.abc import Mapping, Set
-from contextlib import AsyncExitStack
+from collections.abc import Generator, Mapping, Set
+from contextlib import AsyncExitStack, contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import httpx
@@ -131,18 +132,20 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str | int] | None = None,
         timeout_seconds: float | None = None,
+        may_redirect: bool = False,
     ) -> httpx.Response:
         """One request to `/api/v1/{path}`; the answer, if its status says success.
+
+        Redirects are not followed: they are answers where `may_redirect`, and errors elsewhere.
 
         Raises:
             APIConnectionError, APITimeoutError: no answer.
             APIStatusError: any other status; the class is that of `tinkerlite.errors`.
         """
-        if not self._finalizer.alive:
-            raise ClientClosedError(f"{method} {path}: this client is closed; make a new ServiceClient")
-        seconds = timeout_seconds or self._config.request_timeout_seconds
+        self._check_open(f"{method} {path}")
         url = f"{self._endpoint.base_url}/api/v1/{path}"
-        try:
+        timeout = self._timeout(timeout_seconds)
+        with _errors_of(method, url, timeout):
             async with self._lanes.lane() as http:
                 response = await http.request(
                     method,
@@ -151,20 +154,76 @@ class Transport:
                     content=content,
                     headers=headers,
                     params=params,
-                    timeout=httpx.Timeout(seconds, connect=self._config.connect_timeout_seconds),
+                    timeout=timeout,
                 )
-        except httpx.TimeoutException as error:
-            raise APITimeoutError(
-                f"{method} {url}: no answer within {seconds:g} s ({type(error).__name__})",
-                method=method,
-                url=url,
-            ) from error
-        except (httpx.TransportError, httpx.DecodingError) as error:
-            reason = str(error) or type(error).__name__
-            raise APIConnectionError(f"{method} {url}: {reason}", method=method, url=url) from error
-        if not response.is_success:
+        if not (response.is_success or (may_redirect and response.is_redirect)):
             raise _status_error(response, method, url)
         return response
+
+    async def fetch(self, url: str, target: Path) -> None:
+        """Write what a URL leads to into a file.
+
+        The API key goes to its own server only; elsewhere the URL is all the permission there is.
+
+        Raises:
+            As `request`, and APIResponseValidationError where it is no URL. Messages leave out its
+            query, which may be a signature.
+        """
+        shown = url.partition("?")[0]
+        self._check_open(f"GET {shown}")
+        is_own = _origin(url) == _origin(self._endpoint.base_url)
+        timeout = self._timeout(None)
+        with _errors_of("GET", shown, timeout):
+            async with AsyncExitStack() as stack:
+                if is_own:
+                    http = await stack.enter_async_context(self._lanes.lane())
+                else:
+                    http = await stack.enter_async_context(httpx.AsyncClient(follow_redirects=True))
+                response = await stack.enter_async_context(http.stream("GET", url, timeout=timeout))
+                if not response.is_success:
+                    await response.aread()
+                    raise _status_error(response, "GET", shown)
+                with target.open("wb") as file:
+                    async for block in response.aiter_bytes():
+                        file.write(block)
+
+    def _check_open(self, what: str) -> None:
+        if not self._finalizer.alive:
+            raise ClientClosedError(f"{what}: this client is closed; make a new one")
+
+    def _timeout(self, seconds: float | None) -> httpx.Timeout:
+        return httpx.Timeout(
+            seconds or self._config.request_timeout_seconds, connect=self._config.connect_timeout_seconds
+        )
+
+
+@contextmanager
+def _errors_of(method: str, url: str, timeout: httpx.Timeout) -> Generator[None]:
+    """httpx's errors as ours."""
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        raise APITimeoutError(
+            f"{method} {url}: no answer within {timeout.read:g} s ({type(error).__name__})",
+            method=method,
+            url=url,
+        ) from error
+    except (httpx.TransportError, httpx.DecodingError) as error:
+        reason = str(error) or type(error).__name__
+        raise APIConnectionError(f"{method} {url}: {reason}", method=method, url=url) from error
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL:
+        parts = httpx.URL()
+    if parts.scheme not in ("http", "https"):
+        shown = url.partition("?")[0]
+        raise APIResponseValidationError(
+            f"{shown!r} is no URL of a file, though the server says so", url=shown
+        )
+    return parts.scheme, parts.host, parts.port
 
 
 async def _end(tasks: Set[asyncio.Task[Any]]) -> None:

@@ -51,6 +51,7 @@ class Received:
     method: str
     prefix: str
     path: str
+    query: str
     headers: Mapping[str, str]
     content: bytes
 
@@ -185,9 +186,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle_any(self) -> None:
         content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        prefix, _, path = self.path.partition("?")[0].partition("/api/v1/")
+        url, _, query = self.path.partition("?")
+        prefix, _, path = url.partition("/api/v1/")
+        headers = {name.lower(): value for name, value in self.headers.items()}
         answer: Answer = self.server.answer(  # type: ignore[attr-defined]
-            Received(self.command, prefix, path, {k.lower(): v for k, v in self.headers.items()}, content)
+            Received(self.command, prefix, path, query, headers, content)
         )
         if answer.after is not None:
             answer.after.wait(60)

@@ -125,6 +125,6 @@ def test_closing_ends_the_wait_of_whoever_still_waits(server: ScriptedServer):
     service.close()
     with pytest.raises(errors.ClientClosedError):
         step.result()
-    with pytest.raises(errors.ClientClosedError, match="make a new ServiceClient"):
+    with pytest.raises(errors.ClientClosedError, match="make a new one"):
         service.get_server_capabilities()
     release.set()

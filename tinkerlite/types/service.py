@@ -7,13 +7,21 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tinkerlite.errors import InvalidRequest
+
 CheckpointType = Literal["training", "sampler", "external"]
+CHECKPOINT_TYPES: dict[str, CheckpointType] = {
+    "weights": "training",
+    "sampler_weights": "sampler",
+    "external_weights": "external",
+}
+"""By the kind that a checkpoint's path names."""
 
 
 class Response(BaseModel):
     """Base of the answers: fields that we do not know are ignored, since servers add some."""
 
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
 
 
 class SupportedModel(Response):
@@ -83,6 +91,13 @@ class SaveWeightsForSamplerResponse(Response):
     sampling_session_id: str | None = None
 
 
+class SaveWeightsExternalResponse(Response):
+    """Where weights in Hugging Face's layout are, and how large."""
+
+    path: str
+    size_bytes: int | None = None
+
+
 class LoadWeightsResponse(Response):
     """What was loaded, and into which model."""
 
@@ -121,6 +136,62 @@ class Checkpoint(Response):
     public: bool = False
     user_metadata: dict[str, str] | None = None
     expires_at: datetime | None = None
+
+
+class ParsedCheckpointTinkerPath(Response):
+    """A checkpoint's `tinker://RUN/KIND/NAME`, taken apart."""
+
+    tinker_path: str
+    training_run_id: str
+    checkpoint_type: CheckpointType
+    checkpoint_id: str
+    """KIND/NAME, as checkpoints are listed."""
+
+    @classmethod
+    def from_tinker_path(cls, tinker_path: str) -> ParsedCheckpointTinkerPath:
+        """Take a path apart.
+
+        Raises:
+            InvalidRequest: it has another form, or names another kind of weights.
+        """
+        run, _, checkpoint = tinker_path.removeprefix("tinker://").partition("/")
+        kind, _, name = checkpoint.partition("/")
+        if not (tinker_path.startswith("tinker://") and run and kind in CHECKPOINT_TYPES and name):
+            raise InvalidRequest(
+                f"{tinker_path!r} is not of the form tinker://RUN/KIND/NAME, "
+                f"where KIND is one of {', '.join(CHECKPOINT_TYPES)}"
+            )
+        if "/" in name:
+            raise InvalidRequest(f"{tinker_path!r} goes on after the checkpoint's name; it has three parts")
+        return cls(
+            tinker_path=tinker_path,
+            training_run_id=run,
+            checkpoint_type=CHECKPOINT_TYPES[kind],
+            checkpoint_id=checkpoint,
+        )
+
+
+class CheckpointArchiveUrlResponse(Response):
+    """Where a tar of a checkpoint can be fetched, without a key, and until when."""
+
+    url: str
+    expires: datetime | None = None
+
+
+class ExternalWeightsUrlsResponse(Response):
+    """Where each file of a checkpoint can be fetched, without a key, and until when."""
+
+    urls: dict[str, str]
+    """By the file's path, relative to the checkpoint."""
+    expires: datetime
+
+
+class WhoamiResponse(Response):
+    """Whom a credential stands for."""
+
+    user_urn: str
+    org_urn: str
+    email: str | None = None
 
 
 class Cursor(Response):
