@@ -28,10 +28,10 @@ _NEVER_BETTER = 501
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether repeating the same request may succeed: no answer, 408, 429 or 5xx."""
+    """Whether repeating the same request may succeed: no answer, 408, 425, 429 or 5xx."""
     if isinstance(error, APIStatusError):
         status = error.status_code
-        return status in (408, 429) or (status >= 500 and status != _NEVER_BETTER)
+        return status in (408, 425, 429) or (status >= 500 and status != _NEVER_BETTER)
     return isinstance(error, APIConnectionError)
 
 

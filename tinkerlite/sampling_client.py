@@ -11,7 +11,7 @@ from typing import Any
 
 from tinkerlite.compat import Ready, offloaded, resolved
 from tinkerlite.connection import Connection
-from tinkerlite.errors import CapabilityError, InvalidRequest, ResultGoneError
+from tinkerlite.errors import CapabilityError, InvalidRequest, NotFoundError, ResultGoneError
 from tinkerlite.future import APIFuture
 from tinkerlite.json_form import prompt_to_json, tensor_to_json
 from tinkerlite.losses import check_prompt
@@ -153,8 +153,9 @@ class SamplingClient(Ready):
                 result_type = sample_result(name, receipt.sample_sequence_ids)
                 try:
                     response = await self._connection.result(receipt, result_type, self._clock)
-                except ResultGoneError:
-                    # Sampling changes nothing, so a lost result can be asked for again, as a new request.
+                except (ResultGoneError, NotFoundError):
+                    # Sampling changes nothing, so what the server let go of, or lost when it was restarted,
+                    # can be asked for again, as a new request.
                     if lost == MAX_LOST_RESULTS:
                         raise
                 else:

@@ -68,10 +68,11 @@ def test_a_training_result_that_the_server_lost_is_an_error(
         training.optim_step(STEP).result()
 
 
+@pytest.mark.parametrize("status", [410, 404])
 def test_a_sample_that_the_server_lost_is_drawn_anew(
-    server: ScriptedServer, sampler: tinkerlite.SamplingClient
+    server: ScriptedServer, sampler: tinkerlite.SamplingClient, status: int
 ):
-    server.script("result of asample-0", Answer(410, {"detail": "evicted"}))
+    server.script("result of asample-0", Answer(status, {"detail": "evicted, or lost in a restart"}))
     response = sampler.sample(PROMPT, 1, SamplingParams(max_tokens=2)).result()
     assert response.sequences[0].tokens == [1, 2]
     assert [request.json["seq_id"] for request in server.sent("asample")] == [0, 1]

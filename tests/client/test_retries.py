@@ -15,7 +15,9 @@ from tinkerlite.types import AdamParams
 STEP = AdamParams(learning_rate=1e-4)
 
 
-@pytest.mark.parametrize("trouble", [Answer(408, {}), Answer(429, {}), Answer(503, {}), Answer(drop=True)])
+@pytest.mark.parametrize(
+    "trouble", [Answer(408, {}), Answer(425, {}), Answer(429, {}), Answer(503, {}), Answer(drop=True)]
+)
 def test_a_refused_or_lost_submission_is_sent_again_under_the_same_number(
     server: ScriptedServer, training: tinkerlite.TrainingClient, trouble: Answer
 ):
