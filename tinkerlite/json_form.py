@@ -20,6 +20,7 @@ from tinkerlite.types import (
     ForwardBackwardRequest,
     ModelInput,
     ModelInputChunk,
+    PromptAltTokens,
     SampledSequence,
     SampleResponse,
     TensorData,
@@ -105,7 +106,19 @@ def sample_from_json(body: Json, sequence_ids: Sequence[str] = ()) -> SampleResp
         sequences=sequences,
         prompt_logprobs_np=_floats(body.get("prompt_logprobs")),
         topk_prompt_logprobs_np=_topk(body.get("topk_prompt_logprobs")),
+        target_prompt_logprobs=_tensor(body.get("target_prompt_logprobs")),
+        prompt_alt_tokens=_alternatives(body.get("prompt_alt_tokens")),
     )
+
+
+def _tensor(body: Json | None) -> TensorData | None:
+    return None if body is None else tensor_from_json(body)
+
+
+def _alternatives(body: Json | None) -> PromptAltTokens | None:
+    if body is None:
+        return None
+    return PromptAltTokens(tensor_from_json(body["tokens"]), tensor_from_json(body["logprobs"]))
 
 
 def _floats(values: list[float | None] | None) -> np.ndarray[Any, np.dtype[np.float32]] | None:

@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from tinkerlite.types import EMPTY_SLOT_LOGPROB, SampleResponse, TopkLogprobs
 from tinkerlite.wire import encode_sample_response
 from tinkerlite_server.adapters import Adapters
 from tinkerlite_server.checkpoint_folders import CheckpointFolders
@@ -205,7 +201,7 @@ class Executor:
         return None if sample.folder is None else self._folders.path(sample.folder)
 
 
-def sample_answer(sample: Sample, result: SampleResult) -> Done:
+def sample_answer(result: SampleResult) -> Done:
     """The encoded answer to a request.
 
     Raises:
@@ -213,22 +209,7 @@ def sample_answer(sample: Sample, result: SampleResult) -> Done:
     """
     if isinstance(result.outcome, ServerError):
         raise result.outcome
-    response = result.outcome
-    if sample.prompt_logprobs_last_n is not None:
-        response = _blank_before_last(response, sample.prompt_logprobs_last_n)
-    return Done(encode_sample_response(response), "sample")
-
-
-def _blank_before_last(response: SampleResponse, n: int) -> SampleResponse:
-    """The response with nothing said about prompt positions before the last n."""
-    logprobs, topk = response.prompt_logprobs_np, response.topk_prompt_logprobs_np
-    if logprobs is not None:
-        logprobs = logprobs.copy()
-        logprobs[:-n] = np.nan
-    if topk is not None:
-        topk = TopkLogprobs(topk.token_ids.copy(), topk.logprobs.copy())
-        topk.token_ids[:-n], topk.logprobs[:-n] = 0, EMPTY_SLOT_LOGPROB
-    return replace(response, prompt_logprobs_np=logprobs, topk_prompt_logprobs_np=topk)
+    return Done(encode_sample_response(result.outcome), "sample")
 
 
 def _answer(**fields: Any) -> Done:

@@ -94,8 +94,6 @@ class Sample:
     work: SampleWork
     folder: str | None
     """The checkpoint folder to read the adapter from, if need be; None for a snapshot or the base model."""
-    prompt_logprobs_last_n: int | None = None
-    """Positions before the last n are blanked in the answer."""
 
     @property
     def request_id(self) -> str:

@@ -77,9 +77,9 @@ class SamplingLane:
             return True
         for result in results:
             with self._wake:
-                sample = self._queue.finish(result.key)
-            if sample is not None:
-                answer = attempt("the answer to sample", lambda s=sample, r=result: sample_answer(s, r))
+                known = self._queue.finish(result.key) is not None
+            if known:
+                answer = attempt("the answer to sample", lambda result=result: sample_answer(result))
                 self._futures.settle(result.key, answer if isinstance(answer, Done) else as_failure(answer))
         return True
 

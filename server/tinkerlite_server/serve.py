@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from tinkerlite_server.errors import ServerError
-from tinkerlite_server.settings import Settings, is_loopback
+from tinkerlite_server.settings import Limits, Settings, is_loopback
 
 DESCRIPTION = """\
 Serve base models to clients of the Tinker protocol: sampling, scoring, and LoRA training.
@@ -75,6 +75,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY",
         help="let in callers with this key alone; repeat for several. Each sees only its own work",
     )
+    add(
+        "--max-topk",
+        type=int,
+        default=Limits().max_topk,
+        metavar="K",
+        help="most alternatives a position that a sample request may ask for (default: %(default)s)",
+    )
     add("--device", default="auto", help="cpu, cuda or cuda:N (default: cuda where there is one)")
     add(
         "--dtype",
@@ -93,11 +100,14 @@ def _serve(arguments: argparse.Namespace) -> int:
         )
     if not all(arguments.api_key):
         raise ServerError("an --api-key is empty, which would let in whoever sends none")
+    if arguments.max_topk < 0:
+        raise ServerError(f"--max-topk is {arguments.max_topk}; it must be 0 (no alternatives) or more")
     settings = Settings(
         data_dir=arguments.data_dir.expanduser(),
         host=arguments.host,
         port=arguments.port,
         api_keys=tuple(arguments.api_key),
+        limits=Limits(max_topk=arguments.max_topk),
     )
     # A port in use shows at once, not after minutes of fetching a model.
     with _listen(settings.host, settings.port) as listener:

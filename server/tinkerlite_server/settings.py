@@ -21,9 +21,9 @@ class Limits:
     max_samples: int = 1024
     """Most `num_samples` of one request."""
     max_topk: int = 1000
-    """Most alternatives a position, in `topk_prompt_logprobs` and `topk_sample_logprobs`."""
+    """Most alternatives a position, likeliest or drawn, in each of the fields of `asample` for them."""
     max_topk_values: int = 16_000_000
-    """Most (position, alternative) pairs in one answer: 8 bytes each."""
+    """Most (position, alternative) pairs in one answer: 8 to 16 bytes each."""
 
     max_queued_samples: int = 8192
     """Samples waiting or running over all callers; beyond it `asample` is answered 429."""

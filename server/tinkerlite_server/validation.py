@@ -56,6 +56,13 @@ LOSSES: Mapping[str, LossSchema] = {
 }
 """The losses on offer. Their formulas and defaults are in engine/losses.py."""
 
+NO_STABLE_REINFORCE = (
+    "the objective of stable_reinforce is not published, so this server does not have that loss. Train with "
+    "loss_fn importance_sampling on samples of the current weights, or with ppo or cispo on older ones (in a "
+    "cookbook recipe: loss_fn=importance_sampling); none of them needs provenance"
+)
+"""What to do instead, for the recipes that have it as their default."""
+
 
 def train_batch(request: ForwardBackwardRequest, info: ModelInfo, limits: Limits) -> TrainBatch:
     """The engine's batch.
@@ -64,6 +71,8 @@ def train_batch(request: ForwardBackwardRequest, info: ModelInfo, limits: Limits
         BadRequest: naming what is wrong, and in which datum.
     """
     schema = LOSSES.get(request.loss_fn)
+    if request.loss_fn == "stable_reinforce":
+        raise BadRequest(f"loss_fn: {NO_STABLE_REINFORCE}")
     if schema is None:
         raise BadRequest(f"loss_fn {request.loss_fn!r} is not one of {sorted(LOSSES)}")
     config = _loss_config(request.loss_fn, schema, request.loss_fn_config)

@@ -7,7 +7,20 @@ import pytest
 
 from tests.server.served import Caller, sample_body, serving
 from tests.server.toy_engine import ToyEngine, base_table, log_softmax
+from tinkerlite.json_form import sample_from_json
+from tinkerlite.wire import decode_sample_response
 from tinkerlite_server.settings import Limits
+
+
+def sparse(data: list[int], shape: list[int], crow: list[int], columns: list[int]) -> dict[str, object]:
+    """A CSR matrix of int64 as JSON has it."""
+    return {
+        "data": data,
+        "dtype": "int64",
+        "shape": shape,
+        "sparse_crow_indices": crow,
+        "sparse_col_indices": columns,
+    }
 
 
 def test_greedy_sampling_follows_the_model(caller: Caller):
@@ -62,6 +75,41 @@ def test_topk_logprobs_are_the_likeliest_tokens(caller: Caller):
     assert [len(row or []) for row in response.sequences[0].topk_logprobs] == [2, 2]
 
 
+def test_targets_are_scored_at_their_positions_in_the_layout_they_came_in(caller: Caller):
+    sampler, full = caller.sampler(), log_softmax(base_table("toy"))
+    dense = {"data": [5, -1, 0, 4], "dtype": "int64", "shape": [2, 2]}
+    answer = caller.sample(sampler, 0, target_prompt_logprobs=dense).target_prompt_logprobs
+    assert answer is not None
+    assert answer.tolist() == [
+        [pytest.approx(full[1, 5]), 0.0],
+        [pytest.approx(full[2, 0]), pytest.approx(full[2, 4])],
+    ]
+    listed = sparse([5, 0, 4], [2, 9], [0, 1, 3], [8, 0, 3])
+    answer = caller.sample(sampler, 1, target_prompt_logprobs=listed).target_prompt_logprobs
+    assert answer is not None
+    assert (answer.is_sparse, answer.dtype, answer.shape) == (True, "float32", [2, 9])
+    assert answer.data == pytest.approx([full[1, 5], full[2, 0], full[2, 4]])
+    assert answer.tolist()[0][:8] == [0.0] * 8
+
+
+def test_alternatives_repeat_with_the_seed_and_leave_the_samples_alone(caller: Caller):
+    sampler = caller.sampler()
+
+    def draw(seq_id: int, k: int, **params: object) -> tuple[list[list[int]] | None, list[int]]:
+        options = {"max_tokens": 5, "stop": [], "seed": 3, **params}
+        response = caller.sample(sampler, seq_id, sampling_params=options, prompt_alt_tokens_k=k)
+        alternatives = response.prompt_alt_tokens
+        if alternatives is not None:
+            assert alternatives.tokens.shape == alternatives.logprobs.shape == [2, k]
+        return alternatives and alternatives.tokens.tolist(), response.sequences[0].tokens
+
+    first, sampled = draw(0, 8)
+    assert (first, sampled) == draw(1, 8)
+    assert draw(2, 0) == (None, sampled)
+    assert draw(3, 8, seed=4)[0] != first
+    assert draw(4, 8, seed=None)[0] != draw(5, 8, seed=None)[0]
+
+
 def test_each_sample_has_an_id_and_a_draw_of_its_own(caller: Caller):
     options = {"sampling_params": {"max_tokens": 20, "seed": 1, "stop": []}, "num_samples": 4}
     response = caller.sample(caller.sampler(), **options)
@@ -106,6 +154,36 @@ def test_older_clients_get_json(caller: Caller):
     assert result["type"] == "sample"
     assert result["prompt_logprobs"][0] is None
     assert len(result["sequences"][0]["tokens"]) == len(result["sequences"][0]["logprobs"])
+    assert result["target_prompt_logprobs"] is result["prompt_alt_tokens"] is None
+
+
+def test_json_answers_have_targets_and_alternatives_too(caller: Caller):
+    targets = sparse([5, 4], [2, 9], [0, 1, 2], [8, 3])
+    answer = caller.submit_sample(caller.sampler(), target_prompt_logprobs=targets, prompt_alt_tokens_k=2)
+    request_id = answer["request_id"]
+    result = caller.post("/retrieve_future", request_id=request_id).json()
+    read, sent = (
+        sample_from_json(result),
+        decode_sample_response(caller.retrieve(answer["request_id"]).content),
+    )
+    assert read.target_prompt_logprobs == sent.target_prompt_logprobs
+    assert read.target_prompt_logprobs is not None
+    assert read.target_prompt_logprobs.is_sparse
+    assert read.prompt_alt_tokens == sent.prompt_alt_tokens
+
+
+def test_the_earliest_clients_name_weights_in_each_request(caller: Caller):
+    session = caller.session()
+    path = caller.save(caller.model(session), 1, "a")["path"]
+    body = sample_body("", prompt_logprobs=True)
+    del body["sampling_session_id"]
+    of_session = caller.sample(caller.sampler(session), prompt_logprobs=True).prompt_logprobs
+    for of in ({"base_model": "toy"}, {"model_path": path}):
+        answer = caller.ok("/asample", **body, **of)
+        response = decode_sample_response(caller.retrieve(answer["request_id"]).content)
+        assert response.prompt_logprobs == of_session
+    assert "name base_model, model_path, or both" in caller.refused("/asample", **body)
+    assert "not offered here" in caller.refused("/asample", status=404, **body, base_model="nothing")
 
 
 # ---- weights ----
@@ -199,12 +277,14 @@ def test_a_sampling_session_asked_for_again_is_the_same(caller: Caller):
 # ---- refusals ----
 
 
-@pytest.mark.parametrize("field", ["target_prompt_logprobs", "prompt_alt_tokens_k", "record_stability_info"])
-def test_features_that_are_missing_are_refused_by_name(lasting_caller: Caller, field: str):
-    body = sample_body(lasting_caller.sampler(), **{field: 1})
-    assert (
-        lasting_caller.refused("/asample", **body) == f"{field} is not supported by this server; leave it out"
-    )
+def test_stability_info_is_refused_before_anything_is_sampled_and_says_what_to_train_with(
+    lasting_caller: Caller,
+):
+    sampler = lasting_caller.sampler()
+    message = lasting_caller.refused("/asample", **sample_body(sampler, record_stability_info=True))
+    assert message.startswith("record_stability_info: the objective of stable_reinforce is not published")
+    assert "loss_fn=importance_sampling" in message
+    assert lasting_caller.sample(sampler, record_stability_info=False).sequences
 
 
 @pytest.mark.parametrize(
@@ -225,6 +305,28 @@ def test_features_that_are_missing_are_refused_by_name(lasting_caller: Caller, f
         ({"sampling_params": {"stop": [1, "a"]}}, "sampling_params.stop"),
         ({"num_samples": -1}, "num_samples is -1"),
         ({"seq_id": -1}, "seq_id"),
+        ({"target_prompt_logprobs": [[1, 2]]}, "target_prompt_logprobs: Input should be a valid dictionary"),
+        ({"target_prompt_logprobs": {"data": [1], "dtype": "int8"}}, "target_prompt_logprobs.dtype"),
+        (
+            {"target_prompt_logprobs": {"data": [1, 2, 3], "dtype": "int64", "shape": [2, 2]}},
+            "target_prompt_logprobs: 3 values do not fill shape [2, 2]",
+        ),
+        (
+            {"target_prompt_logprobs": {"data": [], "dtype": "int64", "shape": [2**32, 2**32]}},
+            "target_prompt_logprobs: 0 values do not fill shape",
+        ),
+        (
+            {"target_prompt_logprobs": {"data": [1.5, 2, 3, 4], "dtype": "int64", "shape": [2, 2]}},
+            "float values cannot become int64",
+        ),
+        ({"target_prompt_logprobs": sparse([1], [2, 2**70], [0, 1, 1], [0])}, "ids a row, and there are 11"),
+        (
+            {"target_prompt_logprobs": sparse([1], [2, 3], [0, 1, 1], [2**70])},
+            "target_prompt_logprobs: not a",
+        ),
+        ({"target_prompt_logprobs": sparse([1], [2, 3], [0, 1], [0])}, "CSR row pointers must be 3"),
+        ({"prompt_alt_tokens_k": -1}, "prompt_alt_tokens_k is -1"),
+        ({"prompt_alt_tokens_k": 1.5}, "prompt_alt_tokens_k"),
     ],
 )
 def test_a_bad_sample_request_is_refused_with_its_field(

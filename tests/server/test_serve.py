@@ -22,12 +22,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_it_says_where_it_is_and_stops_promptly_even_while_a_poll_is_held(tiny: str, tmp_path: Path):
-    arguments = ("--model", tiny, "--port", "0", "--data-dir", str(tmp_path))
+    arguments = ("--model", tiny, "--port", "0", "--data-dir", str(tmp_path), "--max-topk", "25")
     with (
         server_process(*arguments) as (running, url),
         httpx.Client(base_url=f"{url}/api/v1", timeout=60) as http,
     ):
         assert http.get("/healthz").json() == {"status": "ok"}
+        [model] = http.get("/get_server_capabilities").json()["supported_models"]
+        assert model["max_topk"] == 25
         session = http.post("/create_session", json={}).json()["session_id"]
         model = {"session_id": session, "model_seq_id": 0, "base_model": tiny, "lora_config": {"rank": 2}}
         http.post("/create_model", json=model)
@@ -81,6 +83,10 @@ def test_an_empty_key_is_refused(capsys: pytest.CaptureFixture[str]):
     assert "an --api-key is empty" in said
 
 
+def test_fewer_than_no_alternatives_are_refused(capsys: pytest.CaptureFixture[str]):
+    assert "--max-topk is -1" in refusal(capsys, "--model", "never/looked-at", "--max-topk", "-1")
+
+
 def test_a_data_folder_is_used_by_one_server_at_a_time_and_free_after_ctrl_c(
     tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -96,6 +102,16 @@ def test_help_names_every_option_and_an_example(capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         main(["--help"])
     said = capsys.readouterr().out
-    for option in ("--model", "--host", "--port", "--data-dir", "--api-key", "--device", "--dtype"):
+    options = (
+        "--model",
+        "--host",
+        "--port",
+        "--data-dir",
+        "--api-key",
+        "--max-topk",
+        "--device",
+        "--dtype",
+    )
+    for option in options:
         assert option in said
     assert "examples:" in said

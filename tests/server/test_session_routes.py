@@ -35,6 +35,42 @@ def test_capabilities_name_every_model_and_what_can_be_asked_of_it(caller: Calle
     assert toy["trainable"]
     assert toy["sampleable"]
     assert "importance_sampling" in toy["losses"]
+    assert "stable_reinforce" not in toy["losses"]
+
+
+def test_every_feature_of_sampling_that_is_announced_is_answered(caller: Caller):
+    [toy, _] = caller.get("/get_server_capabilities").json()["supported_models"]
+    values: dict[str, object] = dict.fromkeys(toy["sample_features"], 1)
+    values["target_prompt_logprobs"] = {"data": [4, 5], "dtype": "int64", "shape": [2, 1]}
+    response = caller.sample(caller.sampler(), **values)
+    assert {name for name in values if answers(response)[name] is not None} == set(toy["sample_features"])
+
+
+def answers(response: types.SampleResponse) -> dict[str, object]:
+    """What is in a response, by the field of the request that asks for it."""
+    assert response.prompt_logprobs is not None
+    masked = response.prompt_logprobs[1] is None
+    return {
+        "topk_sample_logprobs": response.sequences[0].topk_logprobs_np,
+        "prompt_logprobs": response.prompt_logprobs,
+        "topk_prompt_logprobs": response.topk_prompt_logprobs_np,
+        "prompt_logprobs_last_n": masked or None,
+        "target_prompt_logprobs": response.target_prompt_logprobs,
+        "prompt_alt_tokens_k": response.prompt_alt_tokens,
+    }
+
+
+def test_how_many_alternatives_there_are_is_a_setting_and_announced(toy: ToyEngine, tmp_path: Path):
+    with serving(toy, tmp_path, limits=Limits(max_topk=3)) as served:
+        caller = served.caller()
+        [announced, _] = caller.get("/get_server_capabilities").json()["supported_models"]
+        assert announced["max_topk"] == 3
+        sampler = caller.sampler()
+        names = ("topk_prompt_logprobs", "topk_sample_logprobs", "prompt_alt_tokens_k")
+        for number, name in enumerate(names):
+            assert caller.sample(sampler, number, **{name: 3}).sequences
+            body = sample_body(sampler, 9, **{name: 4})
+            assert f"{name} is 4; it must be 0 to 3" in caller.refused("/asample", **body)
 
 
 def test_a_heartbeat_keeps_a_session_and_stops_once_it_has_ended(caller: Caller):

@@ -168,6 +168,11 @@ def test_a_bad_datum_is_refused_with_its_index_and_field(bad: Datum, loss_fn: st
     ("loss_fn", "config", "message"),
     [
         ("hinge", {}, "loss_fn 'hinge' is not one of"),
+        (
+            "stable_reinforce",
+            {"kl_coeff": 0.1},
+            "objective of stable_reinforce is not .* importance_sampling",
+        ),
         ("cross_entropy", {"beta": 0.1}, "'beta'.* is not an option of cross_entropy; it takes none"),
         ("ppo", {"epsilon": 0.2}, r"it takes \['clip_high_threshold', 'clip_low_threshold'\]"),
         ("ppo", {"clip_low_threshold": NAN}, "it must be a number, 0 or more"),

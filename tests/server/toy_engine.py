@@ -17,7 +17,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tinkerlite.types import AdamParams, SampledSequence, SampleResponse, TopkLogprobs
+from tinkerlite.types import (
+    EMPTY_SLOT_LOGPROB,
+    AdamParams,
+    PromptAltTokens,
+    SampledSequence,
+    SampleResponse,
+    TensorData,
+    TopkLogprobs,
+)
 from tinkerlite_server.engine.protocols import (
     AdapterConfig,
     Floats,
@@ -262,11 +270,16 @@ def _response(running: _Running) -> SampleResponse:
                 topk_logprobs_np=_topk(full[contexts], work.topk_sample_logprobs),
             )
         )
-    scored = np.concatenate([[np.nan], full[work.prompt[:-1], work.prompt[1:]]]).astype(np.float32)
+    rows = full[work.prompt[:-1]]
+    unscored = 0 if work.prompt_logprobs_last_n is None else len(rows) - work.prompt_logprobs_last_n
+    scored = np.full(len(work.prompt), np.nan, np.float32)
+    scored[unscored + 1 :] = full[work.prompt[:-1], work.prompt[1:]][unscored:]
     return SampleResponse(
         sequences=sequences,
         prompt_logprobs_np=scored if work.prompt_logprobs else None,
-        topk_prompt_logprobs_np=_prompt_topk(full, work),
+        topk_prompt_logprobs_np=_prompt_topk(rows, unscored, work.topk_prompt_logprobs),
+        target_prompt_logprobs=_targets(rows, work.target_prompt_logprobs),
+        prompt_alt_tokens=_alternatives(running.table[work.prompt[:-1]], rows, work),
     )
 
 
@@ -277,10 +290,38 @@ def _topk(rows: Table, k: int) -> TopkLogprobs | None:
     return TopkLogprobs(ids.astype(np.int32), np.take_along_axis(rows, ids, -1).astype(np.float32))
 
 
-def _prompt_topk(full: Table, work: SampleWork) -> TopkLogprobs | None:
-    topk = _topk(full[work.prompt[:-1]], work.topk_prompt_logprobs)
+def _prompt_topk(rows: Table, unscored: int, k: int) -> TopkLogprobs | None:
+    topk = _topk(rows, k)
     if topk is None:
         return None
+    topk.token_ids[:unscored], topk.logprobs[:unscored] = 0, EMPTY_SLOT_LOGPROB
     ids = np.concatenate([np.zeros((1, topk.token_ids.shape[1]), np.int32), topk.token_ids])
-    unused = np.full((1, topk.token_ids.shape[1]), -99999.0, np.float32)
+    unused = np.full((1, topk.token_ids.shape[1]), EMPTY_SLOT_LOGPROB, np.float32)
     return TopkLogprobs(ids, np.concatenate([unused, topk.logprobs]))
+
+
+def _targets(rows: Table, targets: TensorData | None) -> TensorData | None:
+    """Scored as a dense matrix, then laid out as it came: small enough for that here."""
+    if targets is None:
+        return None
+    ids = targets.to_numpy(pad_value=-1)
+    dense = np.where(ids >= 0, np.take_along_axis(rows, ids.clip(0), -1), 0.0).astype(np.float32)
+    crow, columns = targets.sparse_crow_indices, targets.sparse_col_indices
+    if crow is None or columns is None:
+        return TensorData(dense)
+    listed = dense[np.repeat(np.arange(len(dense)), np.diff(crow)), columns]
+    return TensorData(listed, "float32", targets.shape, crow, columns)
+
+
+def _alternatives(logits: Table, rows: Table, work: SampleWork) -> PromptAltTokens | None:
+    if work.prompt_alt_tokens_k == 0:
+        return None
+    random = np.random.default_rng(work.prompt_seed)
+    shape = (len(rows), work.prompt_alt_tokens_k)
+    if work.temperature == 0:
+        tokens = np.broadcast_to(logits.argmax(-1)[:, None], shape)
+    else:
+        chances = np.exp(log_softmax(logits / work.temperature))
+        tokens = np.array([random.choice(VOCAB, shape[1], p=each) for each in chances]).reshape(shape)
+    logprobs = np.take_along_axis(rows, tokens, -1).astype(np.float32)
+    return PromptAltTokens(TensorData(tokens), TensorData(logprobs))

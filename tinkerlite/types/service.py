@@ -25,7 +25,7 @@ class Response(BaseModel):
 
 
 class SupportedModel(Response):
-    """A base model that the server offers. The last five fields are this project's addition."""
+    """A base model that the server offers. From `vocab_size` on, the fields are this project's addition."""
 
     model_name: str | None = None
     max_context_length: int | None = None
@@ -36,6 +36,9 @@ class SupportedModel(Response):
     """SHA-256 of the token-to-id map: equal hashes mean one vocabulary."""
     dtype: str | None = None
     max_topk: int | None = None
+    """Most alternatives a position, in each field of a sample request that asks for some."""
+    sample_features: list[str] | None = None
+    """The fields of a sample request that ask for more than completions."""
     losses: list[str] | None = None
 
 

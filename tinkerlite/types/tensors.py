@@ -5,6 +5,7 @@ Knows nothing about losses or tokens.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -54,14 +55,14 @@ class TensorData:
         if sparse_crow_indices is not None or sparse_col_indices is not None:
             if sparse_crow_indices is None or sparse_col_indices is None or shape is None:
                 raise InvalidTensor("a CSR tensor needs crow indices, column indices and a shape")
-            self.sparse_crow_indices = np.asarray(sparse_crow_indices, dtype=np.int64)
-            self.sparse_col_indices = np.asarray(sparse_col_indices, dtype=np.int64)
+            self.sparse_crow_indices = _as_array(sparse_crow_indices, "int64")
+            self.sparse_col_indices = _as_array(sparse_col_indices, "int64")
             array = array.reshape(-1)
             _check_csr(array, self.sparse_crow_indices, self.sparse_col_indices, shape)
             self._shape = tuple(shape)
         else:
             if shape is not None and tuple(shape) != array.shape:
-                if int(np.prod(shape)) != array.size or min(shape, default=0) < 0:
+                if math.prod(shape) != array.size or min(shape, default=0) < 0:
                     raise InvalidTensor(f"{array.size} values do not fill shape {list(shape)}")
                 array = array.reshape(shape)
             self._shape = array.shape

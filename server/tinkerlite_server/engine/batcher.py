@@ -117,9 +117,8 @@ class Batcher:
         for job in jobs:
             alike.setdefault((id(job.adapter), job.work.prompt.tobytes()), []).append(job)
         try:
-            states = read_prompts(
-                self._model, [_merged(group) for group in alike.values()], self._limits.head_chunk
-            )
+            prompts = [_merged(group) for group in alike.values()]
+            read = read_prompts(self._model, prompts, self._limits.head_chunk)
         except Exception as error:  # noqa: BLE001 - recorded as these requests' failure; others go on
             if len(jobs) > 1:
                 for job in jobs:
@@ -127,10 +126,10 @@ class Batcher:
             else:
                 self._fail(jobs[0], as_server_error(error, "reading the prompt"))
             return
-        for group, state in zip(alike.values(), states, strict=True):
-            for job in group:
+        for group, prompt in zip(alike.values(), read, strict=True):
+            for job, scores in zip(group, prompt.scores, strict=True):
                 try:
-                    job.take_prompt(state)
+                    job.take_prompt(prompt.state, scores)
                 except EngineFailure as error:
                     self._fail(job, error)
 
@@ -272,14 +271,12 @@ def _state(sample: Sample) -> PromptState:
 
 
 def _merged(jobs: Sequence[Job]) -> Prompt:
-    """What several requests want of one prompt."""
-    works = [job.work for job in jobs]
+    """The prompt that these requests have in common."""
     return Prompt(
-        tokens=works[0].prompt,
+        tokens=jobs[0].work.prompt,
         adapter=jobs[0].adapter,
         keep=any(job.decodes for job in jobs),
-        logprobs=any(work.prompt_logprobs for work in works),
-        topk=max(work.topk_prompt_logprobs for work in works),
+        works=[job.work for job in jobs],
     )
 
 

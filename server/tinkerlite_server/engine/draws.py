@@ -7,7 +7,8 @@
 Every row brings its own u, so what it draws depends on its logits and its seed, and on no
 other row. Knows nothing about models, slots or stops.
 
-Dimensions in names: B rows, V vocabulary, n the size of a small distribution, K candidates.
+Dimensions in names: B rows, V vocabulary, n the size of a small distribution, K candidates,
+k draws from one row.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _BLOCK = 256
 """Tokens summed at once when a row's distribution is inverted."""
 _FEWEST_CANDIDATES = 256
 """Likeliest tokens among which a nucleus is looked for first."""
+_MOST_DRAWS = 32
+"""Draws from one row that are made at once: each looks at a block of tokens of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +103,28 @@ def draw_tokens(
             top_p = _column([rule.top_p for rule in chosen], u_B)
             tokens_B[rows] = _draw_filtered(tempered, top_k, top_p, u_B[rows])
         else:
-            tokens_B[rows] = _draw(tempered, u_B[rows])
+            tokens_B[rows] = _draw(tempered, u_B[rows, None])[:, 0]
     logprobs_B = shifted_BV.gather(1, tokens_B[:, None])[:, 0] - log_total_B
     if not topk:
         return Drawn(tokens_B, logprobs_B)
     top, ids = shifted_BV.topk(min(topk, shifted_BV.shape[1]), dim=-1)
     return Drawn(tokens_B, logprobs_B, ids, top - log_total_B[:, None])
+
+
+def draw_repeatedly(logits_BV: Tensor, temperature: float, uniforms_Bk: NDArray[np.float64]) -> Tensor:
+    """(B, k) tokens: k independent draws from each row, so that a token may come more than once.
+
+    Args:
+        logits_BV: fp32.
+        temperature: 0 is greedy, which draws one token k times.
+        uniforms_Bk: in [0, 1).
+    """
+    shifted_BV = logits_BV - logits_BV.amax(dim=-1, keepdim=True)
+    if temperature == 0:
+        return shifted_BV.argmax(dim=-1, keepdim=True).expand(uniforms_Bk.shape)
+    weights_BV = (shifted_BV / _column([temperature], shifted_BV)).exp()
+    parts = torch.from_numpy(uniforms_Bk).to(logits_BV.device).split(_MOST_DRAWS, dim=1)
+    return torch.cat([_draw(weights_BV, u_Bk) for u_Bk in parts], dim=1)
 
 
 def _alike(rules: Sequence[DrawRule]) -> dict[tuple[bool, int, bool], list[int]]:
@@ -127,8 +146,8 @@ def _column(values: list[float], like: Tensor) -> Tensor:
     return column.to(like.device, like.dtype)
 
 
-def _draw(weights_BV: Tensor, u_B: Tensor) -> Tensor:
-    """(B,) tokens with probability proportional to their weights, by inverting the distribution.
+def _draw(weights_BV: Tensor, u_Bk: Tensor) -> Tensor:
+    """(B, k) tokens with probability proportional to their weights, by inverting the distribution.
 
     First the block of tokens is found, then the token in it: one pass over the vocabulary in
     fp32, and running sums in fp64 over a few hundred numbers only. (A running sum over the
@@ -138,10 +157,12 @@ def _draw(weights_BV: Tensor, u_B: Tensor) -> Tensor:
     whole = vocabulary // _BLOCK
     sums = weights_BV[:, : whole * _BLOCK].unflatten(1, (whole, _BLOCK)).sum(dim=-1)
     sums = torch.cat([sums, weights_BV[:, whole * _BLOCK :].sum(dim=-1, keepdim=True)], dim=1)
-    block_B, rest_B = _invert(sums, u_B * sums.sum(dim=-1, dtype=torch.float64))
-    ids = block_B[:, None] * _BLOCK + torch.arange(_BLOCK, device=weights_BV.device)
-    inside = weights_BV.gather(1, ids.clamp_max(vocabulary - 1)).where(ids < vocabulary, 0.0)
-    return (block_B * _BLOCK + _invert(inside, rest_B)[0]).clamp_max(vocabulary - 1)
+    block_Bk, rest_Bk = _invert(sums, u_Bk * sums.sum(dim=-1, keepdim=True, dtype=torch.float64))
+    ids = block_Bk[..., None] * _BLOCK + torch.arange(_BLOCK, device=weights_BV.device)
+    inside = weights_BV.gather(1, ids.clamp_max(vocabulary - 1).flatten(1)).view_as(ids)
+    inside = inside.where(ids < vocabulary, 0.0).flatten(0, 1)
+    index, _ = _invert(inside, rest_Bk.reshape(-1, 1))
+    return (block_Bk * _BLOCK + index.view_as(block_Bk)).clamp_max(vocabulary - 1)
 
 
 def _draw_filtered(weights_BV: Tensor, top_k: int, top_p_B1: Tensor, u_B: Tensor) -> Tensor:
@@ -175,20 +196,20 @@ def _draw_nucleus(
     before = F.pad(candidates_BK.cumsum(dim=-1, dtype=torch.float64)[:, :-1], (1, 0))
     # The first candidate always stays: nothing comes before it, and top_p is above 0.
     kept = candidates_BK.where(before < top_p_B1 * totals_B[:, None], 0.0)
-    index_B, _ = _invert(kept, u_B * kept.sum(dim=-1, dtype=torch.float64))
-    return ids_BK.gather(1, index_B[:, None])[:, 0]
+    index_B1, _ = _invert(kept, u_B[:, None] * kept.sum(dim=-1, keepdim=True, dtype=torch.float64))
+    return ids_BK.gather(1, index_B1)[:, 0]
 
 
-def _invert(weights_Bn: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
-    """The first index whose running sum exceeds the target, and how far into it the target reaches.
+def _invert(weights_Bn: Tensor, target_Bk: Tensor) -> tuple[Tensor, Tensor]:
+    """The first index whose running sum exceeds each target, and how far into it the target reaches.
 
     The target is held below the total, so that rounding never runs past the last positive
     weight; an index of weight zero is never the first to exceed anything.
     """
     sums = weights_Bn.cumsum(dim=-1, dtype=torch.float64)
-    total = sums[:, -1]
-    target = torch.minimum(target_B, total.nextafter(torch.zeros_like(total)))[:, None]
+    total = sums[:, -1:]
+    target = torch.minimum(target_Bk, total.nextafter(torch.zeros_like(total)))
     # NaN rows find no index; any will do, since their logprob is NaN too.
     index = torch.searchsorted(sums, target, right=True).clamp_max(weights_Bn.shape[1] - 1)
     rest = target - sums.gather(1, index) + weights_Bn.gather(1, index)
-    return index[:, 0], rest[:, 0].clamp_min(0.0)
+    return index, rest.clamp_min(0.0)

@@ -62,39 +62,12 @@ def target_logprobs(
     return out_M.index_copy(0, torch.cat(places), torch.cat(pieces))
 
 
-def topk_logprobs(
-    model: BaseModel, hidden_RE: Tensor, adapters: Sequence[AdapterRows], k: int, chunk: int
-) -> tuple[Tensor, Tensor]:
-    """The k likeliest tokens of each row, likeliest first: ids (R, k) and logprobs (R, k), fp32."""
-    ids: list[Tensor] = []
-    logprobs: list[Tensor] = []
-    for start in range(0, hidden_RE.shape[0], chunk):
-        end = min(start + chunk, hidden_RE.shape[0])
-        logits_CV = model.logits(hidden_RE[start:end], _slice_adapters(adapters, start, end))
-        top, top_ids = logits_CV.topk(k, dim=-1)
-        ids.append(top_ids)
-        logprobs.append(top - log_sum_exp(logits_CV)[:, None])
-    return torch.cat(ids), torch.cat(logprobs)
-
-
 def log_sum_exp(logits_CV: Tensor) -> Tensor:
     """(C,) logsumexp of fp32 rows. Several times faster on a CPU than torch.logsumexp, and as exact."""
     top_C = logits_CV.amax(dim=-1)
     # softmax at the maximum is 1 / sum(exp(z - max)): its kernel is vectorised where exp + sum is not fused.
     peak_C = F.softmax(logits_CV, dim=-1).amax(dim=-1)
     return top_C - peak_C.log()
-
-
-def _slice_adapters(adapters: Sequence[AdapterRows], start: int, end: int) -> list[AdapterRows]:
-    sliced: list[AdapterRows] = []
-    for assigned in adapters:
-        if assigned.rows is None:
-            sliced.append(assigned)
-        else:
-            inside = assigned.rows[(assigned.rows >= start) & (assigned.rows < end)] - start
-            if len(inside):
-                sliced.append(AdapterRows(assigned.adapter, None if len(inside) == end - start else inside))
-    return sliced
 
 
 def _by_adapter(

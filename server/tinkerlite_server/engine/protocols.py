@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tinkerlite.types import AdamParams, SampleResponse
+from tinkerlite.types import AdamParams, SampleResponse, TensorData
 from tinkerlite_server.errors import ServerError
 
 Ids = NDArray[np.int64]
@@ -158,9 +158,18 @@ class SampleWork:
     stop_ids: frozenset[int]
     """Sampling any of these ends the sample with reason "stop"; the token is kept."""
     stop_strings: tuple[str, ...] = ()
+    topk_sample_logprobs: int = 0
     prompt_logprobs: bool = False
     topk_prompt_logprobs: int = 0
-    topk_sample_logprobs: int = 0
+    prompt_logprobs_last_n: int | None = None
+    """Score and rank the last n positions alone, 1 to P-1; those before are NaN, or empty rows."""
+    target_prompt_logprobs: TensorData | None = None
+    """int64 (P-1, K), dense or CSR: ids to score at each position after the first; -1 asks for nothing."""
+    prompt_alt_tokens_k: int = 0
+    """Draw this many tokens at each position after the first: independently, at the temperature, from
+    the whole distribution."""
+    prompt_seed: int = 0
+    """What these are drawn from."""
 
 
 @dataclass(frozen=True, eq=False)

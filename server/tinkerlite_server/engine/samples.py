@@ -18,6 +18,7 @@ from tinkerlite_server.engine.draws import DrawRule, uniforms
 from tinkerlite_server.engine.lora import Adapter
 from tinkerlite_server.engine.prompts import PromptState
 from tinkerlite_server.engine.protocols import Floats, SampleWork
+from tinkerlite_server.engine.scoring import PromptScores
 from tinkerlite_server.engine.stops import StopRule
 from tinkerlite_server.errors import EngineFailure
 
@@ -35,8 +36,7 @@ class Job:
     closed: bool = False
     """Its one result, response or error, has been reported."""
     _finished: dict[int, SampledSequence] = field(default_factory=dict)
-    _prompt_logprobs: Floats | None = None
-    _prompt_topk: TopkLogprobs | None = None
+    _scores: PromptScores | None = None
 
     @property
     def decodes(self) -> bool:
@@ -53,21 +53,15 @@ class Job:
         """Tokens of prompt and completion at most."""
         return len(self.work.prompt) + self.work.max_tokens
 
-    def take_prompt(self, state: PromptState) -> None:
+    def take_prompt(self, state: PromptState, scores: PromptScores) -> None:
         """Record what reading the prompt gave.
 
         Raises:
             EngineFailure: its logprobs are not finite.
         """
-        if self.work.prompt_logprobs:
-            self._prompt_logprobs = state.logprobs
-        if self.work.topk_prompt_logprobs and state.topk is not None:
-            k = self.work.topk_prompt_logprobs
-            self._prompt_topk = TopkLogprobs(state.topk.token_ids[:, :k], state.topk.logprobs[:, :k])
-        scored = [] if self._prompt_logprobs is None else [self._prompt_logprobs[1:]]
-        ranked = [] if self._prompt_topk is None else [self._prompt_topk.logprobs]
-        if not all(np.isfinite(values).all() for values in (*scored, *ranked)):
+        if not scores.finite:
             raise not_finite(self.work, "the prompt's logprobs")
+        self._scores = scores
         self.prompt = state
 
     def start(self, count: int) -> list[Sample]:
@@ -82,10 +76,15 @@ class Job:
         if len(self._finished) < self.work.num_samples:
             return None
         self.closed = True
+        sequences = [self._finished[index] for index in range(self.work.num_samples)]
+        scores = self._scores
+        assert scores is not None, "samples start once their prompt has been read"
         return SampleResponse(
-            sequences=[self._finished[index] for index in range(self.work.num_samples)],
-            prompt_logprobs_np=self._prompt_logprobs,
-            topk_prompt_logprobs_np=self._prompt_topk,
+            sequences,
+            prompt_logprobs_np=scores.logprobs,
+            topk_prompt_logprobs_np=scores.topk,
+            target_prompt_logprobs=scores.targets,
+            prompt_alt_tokens=scores.alternatives,
         )
 
 

@@ -62,6 +62,19 @@ class Tensor(Body):
     sparse_crow_indices: list[int] | None = None
     sparse_col_indices: list[int] | None = None
 
+    def tensor_data(self, field: str) -> TensorData:
+        """The type that it stands for.
+
+        Raises:
+            BadRequest: its parts contradict each other.
+        """
+        try:
+            return TensorData(
+                self.data, self.dtype, self.shape, self.sparse_crow_indices, self.sparse_col_indices
+            )
+        except InvalidTensor as error:
+            raise BadRequest(f"{field}: {error}") from error
+
 
 class JsonDatum(Body):
     """A datum."""
@@ -109,23 +122,10 @@ def forward_backward_from_json(raw: dict[str, Any], *, forward_only: bool) -> Fo
 
 def _datum(datum: JsonDatum, field: str) -> Datum:
     inputs = {
-        name: _tensor(tensor, f"{field}.loss_fn_inputs[{name!r}]")
+        name: tensor.tensor_data(f"{field}.loss_fn_inputs[{name!r}]")
         for name, tensor in datum.loss_fn_inputs.items()
     }
     return Datum(datum.model_input.model_input(f"{field}.model_input"), inputs)
-
-
-def _tensor(tensor: Tensor, field: str) -> TensorData:
-    try:
-        return TensorData(
-            tensor.data,
-            tensor.dtype,
-            tensor.shape,
-            tensor.sparse_crow_indices,
-            tensor.sparse_col_indices,
-        )
-    except InvalidTensor as error:
-        raise BadRequest(f"{field}: {error}") from error
 
 
 # ---- out ----
@@ -142,14 +142,27 @@ def as_json(result: Done) -> bytes:
 
 def _sample(body: bytes) -> bytes:
     response = decode_sample_response(body)
+    targets, alternatives = response.target_prompt_logprobs, response.prompt_alt_tokens
     return json.dumps(
         {
             "type": "sample",
             "sequences": [_sequence(sequence) for sequence in response.sequences],
             "prompt_logprobs": response.prompt_logprobs,
             "topk_prompt_logprobs": response.topk_prompt_logprobs,
+            "target_prompt_logprobs": None if targets is None else _tensor(targets),
+            "prompt_alt_tokens": None
+            if alternatives is None
+            else {"tokens": _tensor(alternatives.tokens), "logprobs": _tensor(alternatives.logprobs)},
         }
     ).encode()
+
+
+def _tensor(tensor: TensorData) -> dict[str, Any]:
+    body: dict[str, Any] = {"data": tensor.data, "dtype": tensor.dtype, "shape": tensor.shape}
+    if tensor.sparse_crow_indices is not None and tensor.sparse_col_indices is not None:
+        body["sparse_crow_indices"] = tensor.sparse_crow_indices.tolist()
+        body["sparse_col_indices"] = tensor.sparse_col_indices.tolist()
+    return body
 
 
 def _sequence(sequence: SampledSequence) -> dict[str, Any]:
@@ -168,11 +181,7 @@ def _forward_backward(body: bytes) -> bytes:
             "type": "forward_backward",
             "loss_fn_output_type": output.loss_fn_output_type,
             "loss_fn_outputs": [
-                {
-                    name: {"data": tensor.data, "dtype": tensor.dtype, "shape": tensor.shape}
-                    for name, tensor in datum.items()
-                }
-                for datum in output.loss_fn_outputs
+                {name: _tensor(tensor) for name, tensor in datum.items()} for datum in output.loss_fn_outputs
             ],
             "metrics": output.metrics,
         }

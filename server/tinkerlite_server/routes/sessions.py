@@ -11,6 +11,7 @@ from tinkerlite import types
 from tinkerlite_server.engine.catalog import tokenizer_files
 from tinkerlite_server.engine.protocols import ModelInfo
 from tinkerlite_server.routes.exchange import Body, Owner, Served, parse, read_json, reply
+from tinkerlite_server.sample_validation import SAMPLE_FEATURES
 from tinkerlite_server.settings import Limits
 from tinkerlite_server.validation import LOSSES
 
@@ -74,6 +75,7 @@ def _supported(info: ModelInfo, limits: Limits) -> types.SupportedModel:
         tokenizer_hash=info.tokenizer_hash,
         dtype=info.dtype,
         max_topk=min(limits.max_topk, info.vocab_size),
+        sample_features=list(SAMPLE_FEATURES),
         losses=list(LOSSES),
     )
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tinkerlite_server.engine.draws import DrawRule, draw_tokens, uniforms
+from tinkerlite_server.engine.draws import DrawRule, draw_repeatedly, draw_tokens, uniforms
 
 ALMOST_ONE = math.nextafter(1.0, 0.0)
 
@@ -128,6 +128,16 @@ def test_draws_follow_the_distribution(rule: DrawRule, expected: list[float]):
     assert counts[~likely].sum() == 0
     chi_square = (((counts - wanted) ** 2)[likely] / wanted[likely]).sum()
     assert chi_square < 16.3  # the 0.999 quantile at three degrees of freedom
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 2.0, 1e-300])
+def test_many_draws_from_a_row_are_those_of_as_many_rows(temperature: float):
+    generator = torch.Generator().manual_seed(0)
+    logits, draws = torch.randn(3, 1000, generator=generator), 70  # more than are made at once
+    us = uniforms(seed=1).random((3, draws))
+    rule = DrawRule(temperature=temperature)
+    expected = [draw(row, rule, *each) for row, each in zip(logits, us, strict=True)]
+    assert draw_repeatedly(logits, temperature, us).tolist() == expected
 
 
 def test_the_logprob_is_untempered_and_over_the_whole_vocabulary():

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tinkerlite_server.engine.logprobs import log_sum_exp, target_logprobs, topk_logprobs
+from tinkerlite_server.engine.logprobs import log_sum_exp, target_logprobs
 from tinkerlite_server.engine.lora import Adapter, AdapterRows, LoraPair, add_delta
 from tinkerlite_server.engine.protocols import AdapterConfig
 
@@ -65,16 +65,6 @@ def test_values_and_gradients_equal_a_plain_log_softmax(case: str, chunk: int) -
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     for mine, plain in zip(got_gradients, expected_gradients, strict=True):
         torch.testing.assert_close(mine, plain, atol=1e-5, rtol=1e-4)
-
-
-def test_topk_equals_the_sorted_log_softmax() -> None:
-    model, adapters = Head(), CASES["two adapters and bare rows"]()
-    hidden = torch.randn(ROWS, WIDTH)
-    with torch.no_grad():
-        ids, logprobs = topk_logprobs(model, hidden, adapters, k=5, chunk=4)  # type: ignore[arg-type]
-        expected = model.logits(hidden, adapters).log_softmax(-1).topk(5)
-    assert torch.equal(ids, expected.indices)
-    torch.testing.assert_close(logprobs, expected.values)
 
 
 def test_no_pairs_give_no_logprobs() -> None:
