@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 
 import tinkerlite
 from tests.tiny import make_tiny_model
+
+# Tests state what fp32 on a CPU gives, on every machine; those of other dtypes and devices name them.
+os.environ |= {"TINKERLITE_DEVICE": "cpu", "TINKERLITE_DTYPE": "float32"}
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import make_tiny_model
 from tinkerlite import SamplingClient, ServiceClient, TrainingClient
@@ -140,22 +140,23 @@ def test_a_self_teacher_has_no_kl_even_on_one_token_replies(stack: Stack):
                 np.testing.assert_allclose(sequence.logprobs_np, graded, atol=1e-4)
 
 
-def test_in_bfloat16_sampler_and_trainer_differ_by_rounding_only(tmp_path: Path):
-    folder = make_tiny_model(tmp_path / "tiny", seed=5)
+def test_in_bfloat16_sampler_and_trainer_differ_by_rounding_only(stack: Stack):
+    folder = stack.folder
     engines = {
         dtype: LocalEngine(build_catalog([str(folder)], limits), limits)
         for dtype in ("float32", "bfloat16")
         for limits in [EngineLimits(device="cpu", dtype=dtype)]
     }
-    prompt = np.random.default_rng(0).integers(3, 512, 20)
+    text = "The capital of France is Paris, and the capital of Germany is"
+    prompt = np.array(AutoTokenizer.from_pretrained(folder).encode(text))
     work = SampleWork(
         key="one",
         base_model=str(folder),
         adapter_id=None,
         prompt=prompt,
-        num_samples=8,
+        num_samples=16,
         max_tokens=12,
-        seeds=tuple(range(8)),
+        seeds=tuple(range(16)),
         temperature=1.0,
         top_k=0,
         top_p=1.0,
@@ -182,5 +183,5 @@ def test_in_bfloat16_sampler_and_trainer_differ_by_rounding_only(tmp_path: Path)
         trained_by[dtype] = np.concatenate([lp[len(prompt) - 1 :] for lp in output.logprobs])
     sampled = np.concatenate([s.logprobs_np for s in sequences if s.logprobs_np is not None])
     assert np.abs(sampled - trained_by["bfloat16"]).mean() < 2e-2
-    # bfloat16 keeps eight bits: against fp32 it is coarse, but not wrong.
+    # bfloat16 keeps eight bits of a weight: against fp32 it is coarse, but not wrong.
     assert np.abs(trained_by["bfloat16"] - trained_by["float32"]).mean() < 5e-2

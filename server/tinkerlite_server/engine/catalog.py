@@ -203,13 +203,13 @@ def _read_texts(files: Iterable[Path]) -> dict[str, str]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of this name; "auto" is CUDA where there is one, else the CPU.
+    """The device of this name; "auto" is `TINKERLITE_DEVICE` if set, else CUDA where there is one.
 
     Raises:
         BadRequest: torch has no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = os.environ.get("TINKERLITE_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         # Made, not only parsed: "cuda" is a valid name on machines without one.
         return torch.empty(0, device=name).device
@@ -218,13 +218,16 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> str:
-    """The dtype of weights and activations; "auto" is bfloat16 where the device multiplies it.
+    """The dtype of weights and of the products with them.
+
+    "auto" is `TINKERLITE_DTYPE` if set, else bfloat16 where the device multiplies it.
 
     Raises:
         BadRequest: unknown.
     """
     if name == "auto":
-        return "bfloat16" if _multiplies_bfloat16(device) else "float32"
+        preferred = "bfloat16" if _multiplies_bfloat16(device) else "float32"
+        name = os.environ.get("TINKERLITE_DTYPE") or preferred
     if name not in DTYPES:
         raise BadRequest(f"dtype {name!r} is unknown; choose from {['auto', *DTYPES]}")
     return name

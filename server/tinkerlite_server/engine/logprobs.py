@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tinkerlite_server.engine.base_model import BaseModel
 from tinkerlite_server.engine.lora import AdapterRows
+from tinkerlite_server.engine.unembedding import Unembedding
 
 
 def target_logprobs(
@@ -39,7 +40,6 @@ def target_logprobs(
         chunk: most rows whose logits exist at once.
     """
     out_M = hidden_RE.new_empty(len(pair_rows_M), dtype=torch.float32)
-    head = model.head
     pieces: list[Tensor] = []
     places: list[Tensor] = []
     # One adapter at a time: the head's low-rank factors are inputs of the autograd function.
@@ -53,7 +53,7 @@ def target_logprobs(
             local_rows, hidden = local[pair_rows_M[selected]], hidden_RE.index_select(0, rows)
         targets = pair_targets_M if selected is None else pair_targets_M[selected]
         logprobs: Tensor = _PairLogprobs.apply(  # type: ignore[no-untyped-call]
-            hidden, head.weight, head.bias, a, b, scale, local_rows, targets, chunk
+            hidden, model.unembed, a, b, scale, local_rows, targets, chunk
         )
         if selected is None:
             return logprobs
@@ -96,8 +96,7 @@ class _PairLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden_RE: Tensor,
-        weight_VE: Tensor,
-        bias_V: Tensor | None,
+        unembed: Unembedding,
         a: Tensor | None,
         b: Tensor | None,
         scale: float,
@@ -115,25 +114,22 @@ class _PairLogprobs(torch.autograd.Function):
         lse_U = torch.empty(len(used_U), dtype=torch.float32, device=hidden_RE.device)
         for number, start in enumerate(range(0, len(used_U), chunk)):
             rows_C = used_U[start : start + chunk]
-            logits_CV, _ = _logits(hidden_RE[rows_C], weight_VE, bias_V, a, b, scale)
+            logits_CV, _ = _logits(hidden_RE[rows_C], unembed, a, b, scale)
             lse_U[start : start + len(rows_C)] = log_sum_exp(logits_CV)
             pairs = slice(int(bounds[number]), int(bounds[number + 1]))
             local = row_of_pair_M[pairs] - start
             logprobs_M[order_M[pairs]] = (
                 logits_CV[local, sorted_targets_M[pairs]] - lse_U[row_of_pair_M[pairs]]
             )
-        ctx.save_for_backward(
-            hidden_RE, weight_VE, bias_V, a, b, order_M, used_U, row_of_pair_M, sorted_targets_M, lse_U
-        )
-        ctx.scale, ctx.chunk = scale, chunk
+        ctx.save_for_backward(hidden_RE, a, b, order_M, used_U, row_of_pair_M, sorted_targets_M, lse_U)
+        ctx.unembed, ctx.scale, ctx.chunk = unembed, scale, chunk
         return logprobs_M
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """d logits = onehot(target) * g - softmax * sum(g), a chunk of rows at a time."""
-        hidden_RE, weight_VE, bias_V, a, b, order_M, used_U, row_of_pair_M, targets_M, lse_U = (
-            ctx.saved_tensors
-        )
+        hidden_RE, a, b, order_M, used_U, row_of_pair_M, targets_M, lse_U = ctx.saved_tensors
+        weight_VE = ctx.unembed.weight
         grad_M = grads[0].float()[order_M]
         grad_hidden_RE = torch.zeros_like(hidden_RE)
         grad_a = None if a is None else torch.zeros_like(a)
@@ -149,13 +145,13 @@ class _PairLogprobs(torch.autograd.Function):
         for start in range(0, len(rows_L), ctx.chunk):
             rows_C = rows_L[start : start + ctx.chunk]
             hidden_CE = hidden_RE[used_U[rows_C]]
-            logits_CV, low_CK = _logits(hidden_CE, weight_VE, bias_V, a, b, ctx.scale)
+            logits_CV, low_CK = _logits(hidden_CE, ctx.unembed, a, b, ctx.scale)
             grad_CV = logits_CV.sub_(lse_U[rows_C, None]).exp_().mul_(-total_U[rows_C, None])
             inside = (pair_row_P >= start) & (pair_row_P < start + len(rows_C))
             grad_CV.index_put_(
                 (pair_row_P[inside] - start, pair_target_P[inside]), pair_grad_P[inside], accumulate=True
             )
-            grad_CV = grad_CV.to(hidden_RE.dtype)
+            grad_CV = grad_CV.to(weight_VE.dtype)
             grad_CE = grad_CV @ weight_VE
             if (
                 a is not None
@@ -166,23 +162,22 @@ class _PairLogprobs(torch.autograd.Function):
             ):
                 grad_low_CK = (grad_CV @ b.to(grad_CV.dtype)) * ctx.scale
                 grad_CE = grad_CE + grad_low_CK @ a.to(grad_CV.dtype)
-                grad_a += (grad_low_CK.T @ hidden_CE).to(grad_a.dtype)
-                grad_b += (grad_CV.T @ low_CK).to(grad_b.dtype)
-            grad_hidden_RE[used_U[rows_C]] = grad_CE
-        return grad_hidden_RE, None, None, grad_a, grad_b, None, None, None, None
+                grad_a += (grad_low_CK.T @ hidden_CE.to(grad_CV.dtype)).to(grad_a.dtype)
+                grad_b += (grad_CV.T @ low_CK.to(grad_CV.dtype)).to(grad_b.dtype)
+            grad_hidden_RE[used_U[rows_C]] = grad_CE.to(grad_hidden_RE.dtype)
+        return grad_hidden_RE, None, grad_a, grad_b, None, None, None, None
 
 
 def _logits(
     hidden_CE: Tensor,
-    weight_VE: Tensor,
-    bias_V: Tensor | None,
+    unembed: Unembedding,
     a: Tensor | None,
     b: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor | None]:
     """fp32 logits (C, V), and the scaled low-rank activations (C, rank) if there is an adapter."""
-    logits_CV = F.linear(hidden_CE, weight_VE, bias_V)
+    logits_CV = unembed(hidden_CE)
     if a is None or b is None:
-        return logits_CV.float(), None
-    low_CK = F.linear(hidden_CE, a.to(hidden_CE.dtype)) * scale
-    return (logits_CV + F.linear(low_CK, b.to(hidden_CE.dtype))).float(), low_CK
+        return logits_CV, None
+    delta_CV, low_CK = unembed.delta(hidden_CE, a, b, scale)
+    return logits_CV.add_(delta_CV), low_CK

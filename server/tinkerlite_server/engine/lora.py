@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,6 +111,12 @@ class LoraBank:
                 if target_kind(path) != "unembed":
                     model.set_submodule(path, LoraLinear(module, path, self))
 
+    def covers_products_of(self, model: Any) -> bool:
+        """Whether every matrix but the embedding is a wrapped target: none is multiplied elsewhere."""
+        wrapped = {id(linear.weight) for linear in self.targets.values()}
+        wrapped.add(id(model.get_input_embeddings().weight))
+        return all(parameter.ndim < 2 or id(parameter) in wrapped for parameter in model.parameters())
+
 
 class LoraLinear(nn.Module):
     """A frozen linear layer plus the active adapters' deltas."""
@@ -121,7 +128,8 @@ class LoraLinear(nn.Module):
         self.bank = bank
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., rows, in) to (..., rows, out); leading dimensions are 1."""
+        """x (..., rows, in) to (..., rows, out) in the weights' dtype; leading dimensions are 1."""
+        x = x.to(self.base.weight.dtype)
         y = self.base(x)
         for assigned in self.bank.active:
             y = add_delta(y, x, assigned, self.path)

@@ -69,7 +69,7 @@ def score_prompts(
     ranked = [each.ranked_rows for each in asked if len(each.ranked_rows)]
     ranked_R = np.unique(np.concatenate(ranked)) if ranked else np.empty(0, np.int64)
     width = max((each.work.topk_prompt_logprobs for each in asked), default=0)
-    walk = _Walk(pair_rows_M, pair_ids_M, ranked_R, min(width, model.head.weight.shape[0]))
+    walk = _Walk(pair_rows_M, pair_ids_M, ranked_R, min(width, model.unembed.weight.shape[0]))
     draws = [each.draws for each in asked if each.draws is not None]
     rows = np.unique(np.concatenate([pair_rows_M, ranked_R, *(each.rows for each in draws)]))
     for start in range(0, len(rows), chunk):

@@ -214,11 +214,24 @@ def test_a_stated_dtype_is_taken_and_an_unknown_one_is_refused():
     ],
 )
 def test_a_processor_computes_in_bfloat16_only_if_it_multiplies_it(monkeypatch, features, expected):
+    monkeypatch.delenv("TINKERLITE_DTYPE")
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: features, raising=False)
     assert resolve_dtype("auto", torch.device("cpu")) == expected
 
 
-def test_a_device_is_used_if_it_is_there():
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_variable_says_what_auto_means(monkeypatch, dtype):
+    monkeypatch.setenv("TINKERLITE_DTYPE", dtype)
+    monkeypatch.setenv("TINKERLITE_DEVICE", "meta")
+    assert resolve_dtype("auto", torch.device("cpu")) == dtype
+    assert resolve_device("auto").type == "meta"
+    monkeypatch.setenv("TINKERLITE_DTYPE", "fp8")
+    with pytest.raises(BadRequest, match="'fp8' is unknown"):
+        resolve_dtype("auto", torch.device("cpu"))
+
+
+def test_a_device_is_used_if_it_is_there(monkeypatch):
+    monkeypatch.delenv("TINKERLITE_DEVICE")
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(BadRequest, match="device 'abacus' cannot be used here"):

@@ -8,6 +8,7 @@ import torch
 from tinkerlite_server.engine.logprobs import log_sum_exp, target_logprobs
 from tinkerlite_server.engine.lora import Adapter, AdapterRows, LoraPair, add_delta
 from tinkerlite_server.engine.protocols import AdapterConfig
+from tinkerlite_server.engine.unembedding import Unembedding
 
 ROWS, WIDTH, VOCAB = 13, 8, 50
 
@@ -17,10 +18,10 @@ class Head:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        self.head = torch.nn.Linear(WIDTH, VOCAB).requires_grad_(False)
+        self.unembed = Unembedding(torch.nn.Linear(WIDTH, VOCAB).requires_grad_(False))
 
     def logits(self, hidden: torch.Tensor, adapters: list[AdapterRows]) -> torch.Tensor:
-        out = self.head(hidden)
+        out = self.unembed(hidden)
         for assigned in adapters:
             out = add_delta(out, hidden, assigned, "lm_head")
         return out.float()
@@ -80,7 +81,7 @@ def test_log_sum_exp_is_that_of_torch(scale: float) -> None:
 
 
 def test_a_certain_token_has_logprob_zero() -> None:
-    head = SimpleNamespace(head=torch.nn.Linear(1, 3, bias=False))
-    head.head.weight.data = torch.tensor([[500.0], [0.0], [-500.0]])
+    head = SimpleNamespace(unembed=Unembedding(torch.nn.Linear(1, 3, bias=False)))
+    head.unembed.weight.data = torch.tensor([[500.0], [0.0], [-500.0]])
     got = target_logprobs(head, torch.ones(1, 1), [], torch.zeros(3, dtype=torch.long), torch.arange(3), 1)  # type: ignore[arg-type]
     assert got.tolist() == [0.0, -500.0, -1000.0]
