@@ -37,7 +37,7 @@ class LocalServers:
         """The ASGI app that serves these models; its last user stops it.
 
         Raises:
-            CapabilityError: no server is installed.
+            CapabilityError: no server is installed, or it does not take these models.
         """
         async with self._lock:
             running = self._running.get(models)
@@ -63,7 +63,10 @@ def _build(models: tuple[str, ...]) -> Any:
             "local:// runs the reference server in this process, and none is installed; "
             "pip install tinkerlite-server"
         )
-    return found[0].load()(models)
+    try:
+        return found[0].load()(models)
+    except Exception as error:  # a distribution's own, whose errors we cannot know
+        raise CapabilityError(f"no server starts for local://{','.join(models)}: {error}") from error
 
 
 local_servers = LocalServers()

@@ -64,6 +64,11 @@ class ServiceClient:
         """The server's name for this session."""
         return self._session.id
 
+    @property
+    def connection(self) -> Connection:
+        """The server behind it, for questions that no client of ours asks."""
+        return self._connection
+
     def get_server_capabilities(self) -> GetServerCapabilitiesResponse:
         """The base models on offer, and what the server can do with them."""
         return self._connection.wait(
