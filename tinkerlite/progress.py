@@ -88,7 +88,7 @@ class WaitingBoard:
         known = sorted({each.queue for each in self._waiting if each.queue_state != "unknown"})
         queue = f"; queue: {', '.join(known)}" if known else ""
         # Not a live display: the user may have one, and logs and notebooks want lines.
-        console = Console(stderr=True, highlight=False)
+        console = Console(stderr=True, highlight=False, emoji=False)
         console.print(
             f"[dim]tinkerlite: waiting for {listed}, {seconds:.0f} s so far{queue}[/dim]", soft_wrap=True
         )

@@ -104,7 +104,7 @@ def _said(message: str, status: int) -> int:
 
 
 def _in_one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, AuthenticationError):
-        text += " (the key comes from --api-key, TINKERLITE_API_KEY or TINKER_API_KEY)"
-    return text
+    notes: list[str] = getattr(error, "__notes__", [])
+    if isinstance(error, AuthenticationError):  # whose note speaks of Python
+        notes = ["The key comes from --api-key, TINKERLITE_API_KEY or TINKER_API_KEY."]
+    return " ".join(" ".join([str(error) or type(error).__name__, *notes]).split())

@@ -8,10 +8,8 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 
-from rich.console import Console
-
 from tinkerlite.cli.options import add_server_options, command_parser
-from tinkerlite.cli.output import print_json
+from tinkerlite.cli.output import plain_console, print_json
 from tinkerlite.doctor import Finding, Outcome, examine
 
 EXAMPLES = """\
@@ -83,15 +81,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _print(finding: Finding) -> None:
-    console = Console(highlight=False, markup=False)
+    console = plain_console()
     console.print(f"{finding.outcome:4s}", style=_STYLES[finding.outcome], end="  ")
     paragraphs = [f"{finding.check}: {finding.says}", *([f"-> {finding.advice}"] if finding.advice else [])]
     width = min(console.width, WIDEST) if console.is_terminal else WIDEST
-    wrapped = [
-        textwrap.wrap(each, width - len(INDENT), break_long_words=False, break_on_hyphens=False)
-        for each in paragraphs
-    ]
-    lines = [line for paragraph in wrapped for line in paragraph]
+    wrapper = textwrap.TextWrapper(width - len(INDENT), break_long_words=False, break_on_hyphens=False)
+    lines = [line for paragraph in paragraphs for line in wrapper.wrap(paragraph)]
     console.print(f"\n{INDENT}".join(lines), soft_wrap=True)
 
 

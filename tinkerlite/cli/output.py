@@ -18,6 +18,11 @@ from rich.table import Column, Table
 NARROWEST = 80
 
 
+def plain_console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """A console that prints text as it is; to rich's eye the id of a run contains a picture (`:train:`)."""
+    return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+
+
 def print_json(document: Any) -> None:
     """One document: protocol objects as the protocol writes them, numbers that JSON lacks as null."""
     print(json.dumps(_plain(document), indent=2))
@@ -43,10 +48,10 @@ def new_table(*names: str) -> Table:
 
 def print_table(table: Table) -> None:
     """As wide as the terminal; into a file or a pipe, as wide as it needs, so that a row is a line."""
-    console = Console(highlight=False, markup=False)
+    console = plain_console()
     if not console.is_terminal:
         widest = console.measure(table, options=console.options.update(width=10_000)).maximum
-        console = Console(highlight=False, markup=False, width=max(NARROWEST, widest))
+        console = plain_console(width=max(NARROWEST, widest))
     console.print(table)
 
 
@@ -63,7 +68,7 @@ def print_page(table: Table, offset: int, total: int) -> None:
 
 def remark(text: str) -> None:
     """A line beside the answer, such as how much was left out of it."""
-    Console(stderr=True, highlight=False, markup=False).print(text, style="dim", soft_wrap=True)
+    plain_console(stderr=True).print(text, style="dim", soft_wrap=True)
 
 
 def cell(value: object) -> str:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.text import Text
 
+from tinkerlite.cli.output import plain_console
 from tinkerlite.notebook import SURPRISE_NATS
 
 _RED = (214, 69, 65)
@@ -53,7 +53,7 @@ def summary(tokens: Sequence[ScoredToken]) -> Summary | None:
 
 def print_tokens(tokens: Sequence[ScoredToken]) -> None:
     """Shaded running text in a terminal with colours; elsewhere position, logprob and token, one a line."""
-    console = Console(highlight=False, markup=False)
+    console = plain_console()
     if console.is_terminal and console.color_system is not None:
         console.print(shaded(tokens), soft_wrap=True)
         return

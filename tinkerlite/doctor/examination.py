@@ -6,10 +6,10 @@ from collections.abc import Generator
 
 from tinkerlite.config import ClientConfig
 from tinkerlite.doctor import offer, sampling, scoring
-from tinkerlite.doctor.findings import Finding, attempt
+from tinkerlite.doctor.findings import TROUBLE, Finding, attempt, in_words
 from tinkerlite.doctor.reach import reach
 from tinkerlite.doctor.training import training
-from tinkerlite.errors import APIError, InvalidRequest, TinkerError
+from tinkerlite.errors import APIError, InvalidRequest
 from tinkerlite.service_client import ServiceClient
 
 RECONNECT_SECONDS = 10.0
@@ -84,11 +84,11 @@ def _examine_model(
         yield sampling.dialect(service.connection, service.create_sampling_client(base_model=student))
         sampler = service.create_sampling_client(base_model=student)
         text = sampling.own_text(sampler)
-    except (TinkerError, TimeoutError) as error:
+    except TROUBLE as error:
         yield Finding(
             check="sampling",
             outcome="fail",
-            says=f"{student} cannot be sampled from: {error}",
+            says=f"{student} cannot be sampled from: {in_words(error)}",
             advice="nothing that needs a sampler was examined; the server's log may say more",
         )
         return

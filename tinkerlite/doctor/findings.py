@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tinkerlite.errors import APIStatusError, CapabilityError, TinkerError
+from tinkerlite.errors import APIResponseValidationError, APIStatusError, CapabilityError, TinkerError
 
 Outcome = Literal["pass", "warn", "fail", "skip"]
 """`skip`: the server cannot do that, or an earlier finding makes it moot."""
@@ -21,7 +21,8 @@ HALF_PRECISION = 1e-2
 TOLERABLE = 1e-1
 """Beyond this, importance ratios are off by a tenth at every token: not rounding, but other numbers."""
 
-_NOT_OFFERED = (404, 405, 501)
+TROUBLE = (TinkerError, TimeoutError, LookupError, ValueError, TypeError)
+"""What a check may end in: errors of the client, and of reading answers of another shape than asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +42,26 @@ def attempt(check: str, examine: Callable[[], Finding]) -> Finding:
     """One check; whatever goes wrong in it is what it found."""
     try:
         return examine()
-    except (TinkerError, TimeoutError) as error:
-        refused = isinstance(error, APIStatusError) and error.status_code in _NOT_OFFERED
-        if refused or isinstance(error, CapabilityError):
-            return Finding(check=check, outcome="skip", says=f"this server does not offer it: {_line(error)}")
-        return Finding(check=check, outcome="fail", says=_line(error), advice="the server's log may say more")
+    except TROUBLE as error:
+        outcome: Outcome = "skip" if is_not_offered(error) else "fail"
+        advice = "" if outcome == "skip" else "the server's log may say more"
+        return Finding(check=check, outcome=outcome, says=in_words(error), advice=advice)
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def is_not_offered(error: Exception) -> bool:
+    """Whether the server lacks what was asked for, rather than failing at it."""
+    unknown = isinstance(error, APIStatusError) and error.status_code in (404, 405, 501)
+    return unknown or isinstance(error, CapabilityError)
+
+
+def in_words(error: Exception) -> str:
+    """An error in one line."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    if is_not_offered(error):
+        return f"this server does not offer it: {line}"
+    if isinstance(error, TinkerError | TimeoutError):
+        return line
+    return f"the answer is not what was asked for: {line}"
 
 
 def bound_for(dtype: str | None) -> float:
@@ -71,7 +83,15 @@ def precision(dtype: str | None) -> str:
 
 
 def apart(one: NDArray[np.float32], other: NDArray[np.float32]) -> tuple[float, float]:
-    """Mean and largest |difference|; NaN if either has one."""
+    """Mean and largest |difference|; NaN if either has one.
+
+    Raises:
+        APIResponseValidationError: there are not as many of one as of the other.
+    """
+    if one.shape != other.shape:
+        raise APIResponseValidationError(
+            f"{one.size} and {other.size} logprobs came back for the same tokens"
+        )
     differences = np.abs(one.astype(np.float64) - other.astype(np.float64))
     return float(differences.mean()), float(differences.max())
 

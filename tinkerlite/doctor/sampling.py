@@ -8,10 +8,11 @@ import numpy as np
 
 from tinkerlite.connection import Connection
 from tinkerlite.doctor.findings import Finding, apart, as_array, judge, precision
+from tinkerlite.errors import APIResponseValidationError
 from tinkerlite.json_form import sample_from_json
 from tinkerlite.polling import ResultType
 from tinkerlite.sampling_client import SamplingClient
-from tinkerlite.types import ModelInput, SampleResponse, SamplingParams
+from tinkerlite.types import ModelInput, SampledSequence, SampleResponse, SamplingParams
 from tinkerlite.wire import decode_sample_response
 
 LEAD_IN = (40, 41, 42, 43, 44, 45, 46, 47)
@@ -26,6 +27,19 @@ def own_text(sampler: SamplingClient) -> list[int]:
     drawn = sampler.sample(ModelInput.from_ints(LEAD_IN), SAMPLES, params).result()
     longest = max((sequence.tokens for sequence in drawn.sequences), key=len)
     return [*LEAD_IN, *longest, *LEAD_IN]
+
+
+def only(response: SampleResponse) -> SampledSequence:
+    """The completion of a request for one.
+
+    Raises:
+        APIResponseValidationError: there are none, or several.
+    """
+    if len(response.sequences) != 1:
+        raise APIResponseValidationError(
+            f"{len(response.sequences)} completions came back, not the one asked for"
+        )
+    return response.sequences[0]
 
 
 def dialect(connection: Connection, sampler: SamplingClient) -> Finding:
@@ -78,6 +92,9 @@ def seeds(sampler: SamplingClient, text: list[int]) -> Finding:
         return [tuple(each.tokens) for each in sampler.sample(prompt, SAMPLES, params).result().sequences]
 
     once, again, free = draw(7), draw(7), draw(None)
+    if len(once) != SAMPLES:
+        says = f"{len(once)} completions came back where {SAMPLES} were asked for"
+        return Finding(check="seed", outcome="fail", says=says, advice="send one request for each sample")
     repeats, distinct = once == again, len(set(once))
     measured = {"repeats": repeats, "distinct_samples": distinct, "distinct_without_a_seed": len(set(free))}
     if distinct == 1 and len(set(free)) > 1:
@@ -103,7 +120,7 @@ def seeds(sampler: SamplingClient, text: list[int]) -> Finding:
 def temperature(sampler: SamplingClient, text: list[int], dtype: str | None) -> Finding:
     """Sampled logprobs at another temperature are still those of scoring, at temperature 1."""
     params = SamplingParams(max_tokens=16, temperature=0.5, seed=3)
-    [sequence] = sampler.sample(ModelInput.from_ints(text), 1, params).result().sequences
+    sequence = only(sampler.sample(ModelInput.from_ints(text), 1, params).result())
     if sequence.logprobs_np is None:
         return Finding(
             check="sampled logprobs",

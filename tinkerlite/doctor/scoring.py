@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tinkerlite.doctor.findings import TOLERABLE, Finding, as_array, judge, precision
+from tinkerlite.doctor.sampling import only
 from tinkerlite.errors import APIStatusError, CapabilityError, RequestFailedError
 from tinkerlite.sampling_client import SamplingClient
 from tinkerlite.types import ModelInput, SamplingParams, TopkLogprobs
@@ -82,8 +83,7 @@ def topk(sampler: SamplingClient, text: list[int], announced: int | None) -> Fin
         return response.topk_prompt_logprobs_np
 
     def of_sample(k: int) -> TopkLogprobs | None:
-        [sequence] = sampler.sample(prompt, 1, params, topk_sample_logprobs=k).result().sequences
-        return sequence.topk_logprobs_np
+        return only(sampler.sample(prompt, 1, params, topk_sample_logprobs=k).result()).topk_logprobs_np
 
     ladder = (announced,) if announced else TOPK_LADDER
     limits = {"prompt": _most(of_prompt, ladder), "sampled": _most(of_sample, ladder)}
@@ -124,7 +124,7 @@ def _most(ask: Callable[[int], TopkLogprobs | None], ladder: tuple[int, ...]) ->
         try:
             answer = ask(k)
         except (CapabilityError, RequestFailedError, APIStatusError):
-            break
+            break  # refused, each server in its own way
         width = max((len(row) for row in answer.tolist() if row), default=0) if answer is not None else 0
         most = max(most, width)
         if width < k:

@@ -10,8 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinkerlite.connection import Connection
-from tinkerlite.doctor.findings import Finding, Outcome, apart, as_array, attempt, judge, precision
-from tinkerlite.errors import APIStatusError, TinkerError
+from tinkerlite.doctor.findings import (
+    TROUBLE,
+    Finding,
+    Outcome,
+    apart,
+    as_array,
+    attempt,
+    is_not_offered,
+    judge,
+    precision,
+)
+from tinkerlite.doctor.sampling import only
 from tinkerlite.polling import ResultType
 from tinkerlite.sampling_client import SamplingClient
 from tinkerlite.service_client import ServiceClient
@@ -54,7 +64,7 @@ def training(
     def fresh() -> Finding:
         made.append(service.create_lora_training_client(student, rank=RANK, seed=0))
         readings.append(_read(made[0], text))
-        return _fresh(
+        return fresh_finding(
             readings[0], as_array(base.compute_logprobs(ModelInput.from_ints(text)).result()), dtype
         )
 
@@ -63,7 +73,7 @@ def training(
         made[0].optim_step(STEP).result()
         gradients.result()
         readings.append(_read(made[0], text))
-        return _after(readings[0], readings[1], dtype)
+        return after_finding(readings[0], readings[1], dtype)
 
     yield attempt(FRESH, fresh)
     if readings:
@@ -80,7 +90,7 @@ def _datum(tokens: list[int]) -> Datum:
 def _read(trainer: TrainingClient, text: list[int]) -> Readings:
     sampler = trainer.save_weights_and_get_sampling_client()
     params = SamplingParams(max_tokens=16, seed=1)
-    [completion] = sampler.sample(ModelInput.from_ints(text), 1, params).result().sequences
+    completion = only(sampler.sample(ModelInput.from_ints(text), 1, params).result())
     scored = as_array(sampler.compute_logprobs(ModelInput.from_ints(text)).result())
     output = trainer.forward([_datum([*text, *completion.tokens])], "cross_entropy").result()
     trained = output.loss_fn_outputs[0]["logprobs"].to_numpy().astype(np.float32)
@@ -95,7 +105,8 @@ def _read(trainer: TrainingClient, text: list[int]) -> Readings:
     )
 
 
-def _fresh(now: Readings, base: NDArray[np.float32], dtype: str | None) -> Finding:
+def fresh_finding(now: Readings, base: NDArray[np.float32], dtype: str | None) -> Finding:
+    """A fresh adapter: do sampler and trainer agree, and with the base model's logprobs of the text, (P,)?"""
     mean, largest = now.apart()
     from_base, from_base_largest = apart(now.scored, base[1:])
     outcome = max((judge(mean, dtype), judge(from_base, dtype)), key=_severity)
@@ -118,7 +129,8 @@ def _fresh(now: Readings, base: NDArray[np.float32], dtype: str | None) -> Findi
     )
 
 
-def _after(before: Readings, now: Readings, dtype: str | None) -> Finding:
+def after_finding(before: Readings, now: Readings, dtype: str | None) -> Finding:
+    """Before and after a step: do sampler and trainer agree, and did both move?"""
     mean, largest = now.apart()
     trainer_moved, _ = apart(now.trained, before.trained)
     sampler_moved, _ = apart(now.scored, before.scored)
@@ -165,8 +177,8 @@ def _let_go(connection: Connection, trainer: TrainingClient) -> Finding:
     measured = {"model_id": trainer.model_id}
     try:
         connection.wait(unload())
-    except (TinkerError, TimeoutError) as error:
-        unknown = isinstance(error, APIStatusError) and error.status_code in (404, 405, 501)
+    except TROUBLE as error:
+        unknown = is_not_offered(error)
         reason = "the server has no unload_model" if unknown else f"the run was not unloaded: {error}"
         says = f"{reason}; it ends with this session"
         return Finding(check="tidied up", outcome="pass" if unknown else "warn", says=says, measured=measured)
