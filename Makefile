@@ -3,6 +3,7 @@
 #   make demo            watch a student learn from a teacher (about 5 minutes on two CPU cores)
 #   make test, make lint what CI runs
 #   make serve MODEL=... a server on http://127.0.0.1:8000
+#   make readme          write what the command says into the README again
 #   make bench           side-by-side measurements; QUICK=1 for a short one
 #
 # PIP_ARGS goes to every `pip install`, for example to name an index with CPU-only builds of torch.
@@ -26,7 +27,7 @@ OFFICIAL   = TINKERLITE_OFFICIAL_PYTHON=$(abspath $(COMPAT)/bin/python) \
              TINKERLITE_OLDER_SDKS=$(abspath $(COMPAT)/older) \
              TINKERLITE_COOKBOOK_TESTS=$(abspath $(COMPAT)/$(COOKBOOK))
 
-.PHONY: setup demo test lint format serve bench notebook proto clean
+.PHONY: setup demo test lint format serve readme bench notebook proto clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.dev $(COMPAT)/.stamp
@@ -86,6 +87,9 @@ format: $(VENV)/.dev
 
 serve: $(VENV)/.run
 	$(BIN)/tinkerlite serve --model $(MODEL) --port $(PORT)
+
+readme: $(VENV)/.run
+	$(BIN)/python docs/regenerate.py
 
 bench: $(VENV)/.dev $(COMPAT)/.stamp
 	$(OFFICIAL) $(BIN)/python -m benchmarks $(if $(QUICK),--quick)

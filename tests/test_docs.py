@@ -10,6 +10,8 @@ from pkgutil import iter_modules
 import pytest
 from fastapi import APIRouter
 
+import tinkerlite
+from tinkerlite.doctor import examine
 from tinkerlite_server import routes
 
 ROOT = Path(__file__).parent.parent
@@ -53,6 +55,17 @@ def test_the_protocol_page_lists_the_routes_of_the_server():
         for method in route.methods
     }
     assert documented == served
+
+
+def test_the_readme_shows_every_check_of_the_doctor(local_service: tinkerlite.ServiceClient):
+    """The block is written by docs/regenerate.py; here the checks are compared, as the numbers vary."""
+    shown = re.search(
+        r"<!-- doctor -->\n```\n(.*?)```\n<!-- end -->", (ROOT / "README.md").read_text("utf-8"), re.DOTALL
+    )
+    assert shown is not None
+    checks = re.findall(r"^(?:pass|warn|skip)  ([^:]+):", shown[1], re.MULTILINE)
+    models = local_service.connection.endpoint.local_models
+    assert checks == [finding.check for finding in examine(base_url=f"local://{','.join(models)}")]
 
 
 def test_every_file_and_module_that_the_pages_name_exists():

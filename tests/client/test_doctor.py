@@ -247,12 +247,12 @@ def test_a_server_that_cannot_sample_is_examined_no_further(
 
 
 def scoring_server(server: ScriptedServer, scores: list[list[float]]) -> None:
-    """Every sample comes with prompt logprobs of 18 tokens: the lead-in, two sampled, the lead-in.
+    """Every sample comes with prompt logprobs of 9 tokens: the lead-in, and one of two sampled.
 
     The n-th request gets the n-th scores, and later ones the last. Those from the second to the fifth
     ask for four completions, the others for one.
     """
-    assert 2 * len(LEAD_IN) + 2 == 18
+    assert len(LEAD_IN) + 1 == 9
     tokens = SampledSequence("stop", np.array([1, 2], np.int32), np.array([-0.5, -0.5], np.float32))
     for number in range(60):
         given = np.array([math.nan, *scores[min(number, len(scores) - 1)]], np.float32)
@@ -261,7 +261,7 @@ def scoring_server(server: ScriptedServer, scores: list[list[float]]) -> None:
 
 
 def test_replicas_that_disagree_are_found_out(doctor: Command, server: ScriptedServer):
-    scoring_server(server, [[-1.0 - 0.5 * (number % 2)] * 17 for number in range(60)])
+    scoring_server(server, [[-1.0 - 0.5 * (number % 2)] * 8 for number in range(60)])
     said = doctor("--base-url", server.url, "--student", "tiny", "--scorings", "4", "--json")
     found = finding(said, "concurrent scorings")
     assert found["outcome"] == "fail"
@@ -272,10 +272,10 @@ def test_replicas_that_disagree_are_found_out(doctor: Command, server: ScriptedS
 @pytest.mark.parametrize(
     ("scores", "complaint"),
     [
-        ([0.0] * 17, "all are 0"),
-        ([-1.0] * 16 + [math.nan], "1 of 17 are missing or not finite"),
-        ([-1.0] * 16 + [0.5], "never positive"),
-        ([-1.0] * 16, "17 came back for 18 tokens"),
+        ([0.0] * 8, "all are 0"),
+        ([-1.0] * 7 + [math.nan], "1 of 8 are missing or not finite"),
+        ([-1.0] * 7 + [0.5], "never positive"),
+        ([-1.0] * 7, "8 came back for 9 tokens"),
     ],
 )
 def test_prompt_logprobs_that_are_none_are_found_out(
@@ -289,7 +289,7 @@ def test_prompt_logprobs_that_are_none_are_found_out(
 
 def test_training_that_changes_nothing_is_found_out(doctor: Command, server: ScriptedServer):
     """The scripted trainer's logprobs are -1 whatever happens."""
-    scoring_server(server, [[-1.0] * 17])
+    scoring_server(server, [[-1.0] * 8])
     for number in (0, 1):
         server.script("save_weights_for_sampler", Answer(body={"request_id": f"saved-{number}"}))
         server.script(
@@ -307,7 +307,7 @@ def test_training_that_changes_nothing_is_found_out(doctor: Command, server: Scr
 
 
 def test_a_server_that_does_not_train_is_no_failure(doctor: Command, server: ScriptedServer):
-    scoring_server(server, [[-1.0] * 17])
+    scoring_server(server, [[-1.0] * 8])
     offer = {"supported_models": [{"model_name": "tiny", "trainable": False}]}
     server.script("get_server_capabilities", Answer(body=offer))
     found = finding(doctor("--base-url", server.url, "--json"), "sampler and trainer")
@@ -315,7 +315,7 @@ def test_a_server_that_does_not_train_is_no_failure(doctor: Command, server: Scr
 
 
 def test_a_refused_run_is_a_finding(doctor: Command, server: ScriptedServer):
-    scoring_server(server, [[-1.0] * 17])
+    scoring_server(server, [[-1.0] * 8])
     server.script("create_model", Answer(400, {"detail": "lora_config.rank must be 32"}))
     said = doctor("--base-url", server.url, "--student", "tiny", "--json")
     found = finding(said, "sampler and trainer, fresh")

@@ -25,8 +25,9 @@ def own_text(sampler: SamplingClient) -> list[int]:
     """A text to examine, as ids, without a tokenizer: a lead-in, and the model's own words after it."""
     params = SamplingParams(max_tokens=OWN_TOKENS, seed=0)
     drawn = sampler.sample(ModelInput.from_ints(LEAD_IN), SAMPLES, params).result()
-    longest = max((sequence.tokens for sequence in drawn.sequences), key=len)
-    return [*LEAD_IN, *longest, *LEAD_IN]
+    # Without the token that ended it, so that there is something to go on with.
+    words = [each.tokens[:-1] if each.stop_reason == "stop" else each.tokens for each in drawn.sequences]
+    return [*LEAD_IN, *max(words, key=len)]
 
 
 def only(response: SampleResponse) -> SampledSequence:

@@ -29,7 +29,7 @@ from tinkerlite.training_client import TrainingClient
 from tinkerlite.types import AdamParams, Datum, ModelInput, SamplingParams
 
 RANK = 8
-STEP = AdamParams(learning_rate=1e-3)
+STEP = AdamParams(learning_rate=1e-4)
 FRESH, AFTER = "sampler and trainer, fresh", "sampler and trainer, after a step"
 
 _UNLOAD: ResultType[dict[str, Any]] = ResultType("unload_model", lambda body: body)
@@ -147,7 +147,7 @@ def after_finding(before: Readings, now: Readings, dtype: str | None) -> Finding
         return Finding(
             check=AFTER,
             outcome="fail",
-            says="a step with learning rate 1e-3 changed nothing at all",
+            says="a step with learning rate 1e-4 changed nothing at all",
             advice="forward_backward or optim_step has no effect on this server",
             measured=measured,
         )
@@ -182,5 +182,5 @@ def _let_go(connection: Connection, trainer: TrainingClient) -> Finding:
         reason = "the server has no unload_model" if unknown else f"the run was not unloaded: {error}"
         says = f"{reason}; it ends with this session"
         return Finding(check="tidied up", outcome="pass" if unknown else "warn", says=says, measured=measured)
-    says = "the run is unloaded, and no checkpoint was saved"
+    says = "the run is unloaded, and no checkpoint was saved (`run list` keeps a record)"
     return Finding(check="tidied up", outcome="pass", says=says, measured=measured)
