@@ -1,0 +1,93 @@
+"""The official clients, unmodified, against this server over real HTTP.
+
+Their tests lie in `official/`, know nothing of tinkerlite, and run under a pytest of their own, in an
+environment that has the clients: all at once, since what costs time is starting. Here each of their
+files is one test, which shows what failed in it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.server.server_process import server_process
+from tests.tiny import make_tiny_model
+
+OFFICIAL = Path(__file__).parent / "official"
+OLDER = ["0.16.1", "0.24.1"]
+"""JSON alone in both directions; and the last one that asks the server which of the two it wants."""
+
+Report = dict[str, list[str]]
+"""By test file: an empty text for each test that passed, and what went wrong for each other one."""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """A server's URL, and its one model."""
+    folder = tmp_path_factory.mktemp("official")
+    model = str(make_tiny_model(folder / "tiny"))
+    arguments = ("--model", model, "--port", "0", "--data-dir", str(folder / "data"), "--dtype", "float32")
+    with server_process(*arguments) as (_, url):
+        yield url, model
+
+
+def run_official_tests(
+    python: Path, tests: str, served: tuple[str, str], report: Path, *, sdk: Path | None = None
+) -> Report:
+    """Run a folder of `official/` and read its report."""
+    url, model = served
+    environment = os.environ | {"TINKER_API_KEY": "tml-any", "TINKER_TELEMETRY": "0", "HF_HUB_OFFLINE": "1"}
+    if sdk is not None:
+        environment["PYTHONPATH"] = str(sdk)
+    finished = subprocess.run(
+        [python, "-m", "pytest", tests, "--url", url, "--model", model, f"--junitxml={report}"],
+        cwd=OFFICIAL,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert finished.returncode in (0, 1), finished.stdout + finished.stderr
+    outcomes: Report = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        file = case.attrib["classname"].rpartition(".")[2]
+        wrong = [
+            f"{case.attrib['name']} {each.tag}\n{each.text}" for each in case if each.tag != "properties"
+        ]
+        outcomes.setdefault(file, []).append("\n".join(wrong))
+    return outcomes
+
+
+def complain(outcomes: list[str]) -> None:
+    wrong = [each for each in outcomes if each]
+    assert outcomes, "no test ran"
+    assert not wrong, f"{len(wrong)} of {len(outcomes)} tests failed\n" + "\n".join(wrong)
+
+
+@pytest.fixture(scope="module")
+def sdk_report(
+    official_python: Path, served: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Report:
+    report = tmp_path_factory.mktemp("report") / "sdk.xml"
+    return run_official_tests(official_python, "sdk", served, report)
+
+
+@pytest.mark.parametrize("file", sorted(path.stem for path in (OFFICIAL / "sdk").glob("test_*.py")))
+def test_the_official_sdk(sdk_report: Report, file: str):
+    complain(sdk_report.get(file, []))
+
+
+@pytest.mark.parametrize("version", OLDER)
+def test_an_older_sdk(
+    official_python: Path, older_sdks: Path, served: tuple[str, str], tmp_path: Path, version: str
+):
+    report = run_official_tests(
+        official_python, "older", served, tmp_path / "report.xml", sdk=older_sdks / version
+    )
+    complain([outcome for outcomes in report.values() for outcome in outcomes])
