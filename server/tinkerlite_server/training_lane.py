@@ -197,9 +197,11 @@ class TrainingLane:
         afresh = isinstance(operation, OptimStep) or (isinstance(operation, LoadRun) and not failed)
         if queue is not None and afresh:
             queue.lost_gradients = None
+        if failed and _makes_run(operation):
+            # Before the caller is told, who would else find a run that could not be made.
+            self._executor.forget_run(operation.model_id)
         self._finish(operation, outcome)
         if failed and _makes_run(operation):
-            self._executor.forget_run(operation.model_id)
             why = f"training run {operation.model_id!r} could not be made: {outcome.message}"
             self._drop(operation.model_id, Failed(why, outcome.category))
         elif isinstance(operation, UnloadRun) and not failed:
