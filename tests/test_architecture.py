@@ -211,8 +211,12 @@ def test_the_protocols_need_nothing_but_numpy_and_the_contract():
 @pytest.mark.parametrize(
     ("leaf", "allowed"),
     [
-        ("futures", {"errors"}),
-        ("store", {"errors", "tables", "engine.protocols"}),
+        ("futures", {"errors", "completions"}),
+        ("completions", {"errors"}),
+        ("store", {"errors", "tables", "schema", "engine.protocols"}),
+        ("schema", {"errors", "tables"}),
+        ("downloads", set()),
+        ("model_card", {"engine.protocols"}),
         ("tables", {"engine.protocols"}),
         ("settings", set()),
     ],

@@ -17,6 +17,7 @@ from tinkerlite_server.checkpoint_folders import CheckpointFolders
 from tinkerlite_server.engine.protocols import Engine, SampleResult, TrainBatch, TrainOutput
 from tinkerlite_server.errors import BadRequest, ServerError, UnknownName
 from tinkerlite_server.futures import Done
+from tinkerlite_server.model_card import model_card
 from tinkerlite_server.operations import (
     CreateRun,
     LoadRun,
@@ -24,6 +25,7 @@ from tinkerlite_server.operations import (
     OptimStep,
     Sample,
     Save,
+    SavedKind,
     Snapshot,
     UnloadRun,
 )
@@ -109,14 +111,21 @@ class Executor:
     def _save(self, operation: Save) -> Done:
         run = self._run_row(operation.model_id)
         name, kind = operation.name, operation.kind
+        path = f"tinker://{run.id}/{kind}/{name}"
+        answer: dict[str, Any] = {"path": path, "type": _SAVES[kind]}
         taken = self._store.find_checkpoint(run.id, kind, name, run.owner)
         if taken is not None and not operation.overwrite:
             raise BadRequest(f"{taken.path} exists already; save under another name, or with overwrite=True")
 
         def fill(folder: Path) -> None:
             self._engine.save_run(operation.model_id, folder, optimizer=kind == "weights")
+            if kind == "external_weights":
+                card = model_card(path, run.base_model, run.adapter_config)
+                (folder / "README.md").write_text(card, encoding="utf-8")
 
         def register(folder: str, size_bytes: int) -> None:
+            if kind == "external_weights":
+                answer["size_bytes"] = size_bytes
             self._store.put_checkpoint(
                 run,
                 kind=kind,
@@ -128,10 +137,9 @@ class Executor:
             )
 
         self._folders.write(f"{run.id.replace(':', '.')}.{kind}.{name}", fill, register)
-        path = f"tinker://{run.id}/{kind}/{name}"
-        if kind == "weights":
-            return _answer(path=path, type="save_weights")
-        return _answer(path=path, sampling_session_id=None, type="save_weights_for_sampler")
+        if kind == "sampler_weights":
+            answer["sampling_session_id"] = None
+        return _answer(**answer)
 
     def _snapshot(self, operation: Snapshot) -> Done:
         run = self._run_row(operation.model_id)
@@ -199,6 +207,14 @@ class Executor:
 
     def _folder_of(self, sample: Sample) -> Path | None:
         return None if sample.folder is None else self._folders.path(sample.folder)
+
+
+_SAVES: dict[SavedKind, str] = {
+    "weights": "save_weights",
+    "sampler_weights": "save_weights_for_sampler",
+    "external_weights": "save_weights_external",
+}
+"""What each kind is saved by."""
 
 
 def sample_answer(result: SampleResult) -> Done:

@@ -14,12 +14,13 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal
 
+from tinkerlite_server.completions import Completion, CompletionLog
 from tinkerlite_server.errors import BadRequest, Gone, UnknownName
 
 Category = Literal["user", "server", "unknown"]
@@ -56,14 +57,18 @@ class Ticket:
     """False for a request that was sent again: it is under way or done already."""
 
 
+_Waiter = tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]
+
+
 @dataclass(eq=False)
 class _Entry:
     owner: str
     key: Hashable | None
+    group: Hashable | None
     outcome: Outcome | None = None
     settled_at: float = 0.0
     first_fetched_at: float | None = None
-    waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = field(default_factory=lambda: [])
+    waiters: list[_Waiter] = field(default_factory=lambda: [])
 
     @property
     def size_bytes(self) -> int:
@@ -100,18 +105,27 @@ class FutureTable:
         # Settled entries in the order in which they may go.
         self._unfetched: OrderedDict[str, _Entry] = OrderedDict()
         self._fetched: OrderedDict[str, _Entry] = OrderedDict()
-        self._gone: OrderedDict[str, str] = OrderedDict()
+        self._gone: OrderedDict[str, tuple[str, Hashable | None]] = OrderedDict()
+        self._completions = CompletionLog()
+        self._group_waiters: dict[Hashable, list[_Waiter]] = {}
         self._bytes = 0
         self._closing = False
 
     # ---- submitting ----
 
-    def open(self, owner: str, key: Hashable | None = None, fingerprint: bytes = b"") -> Ticket:
+    def open(
+        self,
+        owner: str,
+        key: Hashable | None = None,
+        fingerprint: bytes = b"",
+        group: Hashable | None = None,
+    ) -> Ticket:
         """A new pending request, or the one that this request repeats.
 
         Args:
             key: names the request for retries, such as (model id, seq_id); None: it has no repeats.
             fingerprint: digest of its content.
+            group: whose members can be waited for together.
 
         Raises:
             BadRequest: the key was used before, with other content.
@@ -126,7 +140,7 @@ class FutureTable:
                     )
                 return Ticket(request_id, is_new=False)
             request_id = f"req-{secrets.token_hex(16)}"
-            self._entries[request_id] = _Entry(owner, key)
+            self._entries[request_id] = _Entry(owner, key, group)
             if key is not None:
                 self._by_key[key] = (request_id, fingerprint)
             return Ticket(request_id, is_new=True)
@@ -150,6 +164,10 @@ class FutureTable:
             self._bytes += entry.size_bytes
             self._evict_over_budget(keep=request_id)
             waiters, entry.waiters = entry.waiters, []
+            if entry.group is not None:
+                failed = isinstance(outcome, Failed)
+                self._completions.add(entry.group, request_id, failed=failed, size_bytes=entry.size_bytes)
+                waiters += self._group_waiters.pop(entry.group, [])
         _wake(waiters)
 
     # ---- fetching ----
@@ -161,27 +179,52 @@ class FutureTable:
             UnknownName: no such request, or not this owner's.
             Gone: it was kept long enough.
         """
-        loop = asyncio.get_running_loop()
         with self._lock:
             entry = self._entry(request_id, owner)
             if entry.outcome is not None:
                 return self._fetch(request_id, entry)
             if self._closing:
                 return None
-            waiter: asyncio.Future[None] = loop.create_future()
-            entry.waiters.append((loop, waiter))
-        with suppress(TimeoutError):
-            await asyncio.wait_for(waiter, seconds)
+            waiter = _new_waiter(entry.waiters)
+        await _sleep(waiter, seconds)
         with self._lock:
-            if (loop, waiter) in entry.waiters:
-                entry.waiters.remove((loop, waiter))
+            if waiter in entry.waiters:
+                entry.waiters.remove(waiter)
             return None if entry.outcome is None else self._fetch(request_id, entry)
+
+    async def wait_for_any(self, group: Hashable, cursor: int, seconds: float) -> list[Completion]:
+        """What was settled in a group after a cursor, as soon as there is any; none after `seconds`.
+
+        Raises:
+            Gone: the cursor is of an earlier process.
+        """
+        with self._lock:
+            found = self._completions.after(group, cursor)
+            if found or self._closing:
+                return found
+            waiter = _new_waiter(self._group_waiters.setdefault(group, []))
+        await _sleep(waiter, seconds)
+        with self._lock:
+            waiters = self._group_waiters.get(group, [])
+            if waiter in waiters:
+                waiters.remove(waiter)
+            if not waiters:
+                self._group_waiters.pop(group, None)
+            return self._completions.after(group, cursor)
+
+    def release(self, group: Hashable, request_ids: Collection[str]) -> None:
+        """The caller has these results of a group, and will not ask for them again."""
+        with self._lock:
+            for request_id in request_ids:
+                entry = self._entries.get(request_id)
+                if entry is not None and entry.group == group and entry.outcome is not None:
+                    self._remove(request_id, remember=True)
 
     def _entry(self, request_id: str, owner: str) -> _Entry:
         entry = self._entries.get(request_id)
         if entry is not None and entry.owner == owner:
             return entry
-        if self._gone.get(request_id) == owner:
+        if self._gone.get(request_id, ("", None))[0] == owner:
             raise Gone(
                 f"the result of request {request_id} was kept for {self._result_seconds:.0f} s after it was "
                 "first fetched, and is gone"
@@ -192,6 +235,8 @@ class FutureTable:
         if entry.first_fetched_at is None and self._unfetched.pop(request_id, None) is not None:
             entry.first_fetched_at = self._clock()
             self._fetched[request_id] = entry
+            if entry.group is not None:
+                self._completions.drop(entry.group, request_id)
         return entry.outcome
 
     def owns(self, request_id: str, owner: str) -> bool:
@@ -205,6 +250,7 @@ class FutureTable:
         with self._lock:
             self._closing = True
             waiters = [waiter for entry in self._entries.values() for waiter in entry.waiters]
+            waiters += [waiter for group in self._group_waiters.values() for waiter in group]
         _wake(waiters)
 
     # ---- forgetting ----
@@ -240,9 +286,11 @@ class FutureTable:
         if entry.key is not None:
             self._by_key.pop(entry.key, None)
         if remember:
-            self._gone[request_id] = entry.owner
+            self._gone[request_id] = entry.owner, entry.group
             while len(self._gone) > _REMEMBERED_GONE:
-                self._gone.popitem(last=False)
+                forgotten, (_, group) = self._gone.popitem(last=False)
+                if group is not None:
+                    self._completions.drop(group, forgotten)
 
 
 def fingerprint(*parts: Any) -> bytes:
@@ -255,7 +303,20 @@ def fingerprint(*parts: Any) -> bytes:
     return digest.digest()
 
 
-def _wake(waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]) -> None:
+def _new_waiter(waiters: list[_Waiter]) -> _Waiter:
+    loop = asyncio.get_running_loop()
+    waiter = loop, loop.create_future()
+    waiters.append(waiter)
+    return waiter
+
+
+async def _sleep(waiter: _Waiter, seconds: float) -> None:
+    """Until it is woken, or that long."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(waiter[1], seconds)
+
+
+def _wake(waiters: list[_Waiter]) -> None:
     for loop, waiter in waiters:
         # A loop that has closed has nobody left to tell.
         with suppress(RuntimeError):

@@ -13,8 +13,8 @@ from typing import Literal
 from tinkerlite.types import AdamParams
 from tinkerlite_server.engine.protocols import AdapterConfig, SampleWork, TrainBatch
 
-SavedKind = Literal["weights", "sampler_weights"]
-"""The middle segment of a checkpoint's path: a training checkpoint, or weights to sample from."""
+SavedKind = Literal["weights", "sampler_weights", "external_weights"]
+"""The middle segment of a checkpoint's path: to train on from, to sample from, or to take elsewhere."""
 
 
 UNNUMBERED = -1

@@ -82,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="K",
         help="most alternatives a position that a sample request may ask for (default: %(default)s)",
     )
+    add(
+        "--session-poller",
+        action="store_true",
+        help="ask clients to wait for all samples of a session in one poll; for thousands of samples at once",
+    )
     add("--device", default="auto", help="cpu, cuda or cuda:N (default: cuda where there is one)")
     add(
         "--dtype",
@@ -107,6 +112,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         host=arguments.host,
         port=arguments.port,
         api_keys=tuple(arguments.api_key),
+        session_poller=arguments.session_poller,
         limits=Limits(max_topk=arguments.max_topk),
     )
     # A port in use shows at once, not after minutes of fetching a model.

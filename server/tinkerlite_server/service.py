@@ -12,12 +12,14 @@ import secrets
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from tinkerlite_server.adapters import Adapters
 from tinkerlite_server.auth import Keyring
 from tinkerlite_server.boundary import attempt
 from tinkerlite_server.checkpoint_folders import CheckpointFolders
+from tinkerlite_server.downloads import Links
 from tinkerlite_server.engine.protocols import AdapterConfig, Engine, ModelInfo
 from tinkerlite_server.errors import BadRequest, ServerError, UnknownName
 from tinkerlite_server.executor import Executor
@@ -27,6 +29,7 @@ from tinkerlite_server.sample_queue import SampleQueue
 from tinkerlite_server.scheduler import Scheduler
 from tinkerlite_server.settings import Settings
 from tinkerlite_server.store import Store
+from tinkerlite_server.tables import CheckpointRow
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class Service:
         self.catalog = engine.catalog
         self.keyring = Keyring(settings.api_keys)
         self.store = Store(settings.data_dir)
+        self.links = Links(settings.data_dir, limits.download_seconds)
         self.futures = FutureTable(
             result_seconds=limits.result_seconds,
             unfetched_seconds=limits.unfetched_seconds,
@@ -126,15 +130,30 @@ class Service:
             )
         return self.catalog[name]
 
+    def checkpoint_folder(self, checkpoint: CheckpointRow) -> Path:
+        """Where a checkpoint's files are."""
+        return self._folders.path(checkpoint.folder)
+
     # ---- sessions ----
 
     def open_session(
-        self, owner: str, *, tags: list[str], user_metadata: dict[str, Any], display_name: str | None
+        self,
+        owner: str,
+        *,
+        tags: list[str],
+        user_metadata: dict[str, Any],
+        display_name: str | None,
+        project_id: str | None,
     ) -> str:
         """A new session's id."""
         session_id = f"sess-{secrets.token_hex(8)}"
         self.store.add_session(
-            session_id, owner, tags=tags, user_metadata=user_metadata, display_name=display_name
+            session_id,
+            owner,
+            tags=tags,
+            user_metadata=user_metadata,
+            display_name=display_name,
+            project_id=project_id,
         )
         self.saw(session_id)
         return session_id
@@ -143,10 +162,16 @@ class Service:
         """The session gave a sign of life."""
         self._last_seen[session_id] = time.monotonic()
 
-    def end_session(self, session_id: str, reason: str) -> None:
-        """End a session: free its runs and snapshots, and fail what still waits. Once is enough."""
+    def end_session(
+        self, session_id: str, reason: str, *, finish: tuple[str, str | None] | None = None
+    ) -> None:
+        """End a session: free its runs and snapshots, and fail what still waits. Once is enough.
+
+        Args:
+            finish: what its client reported, and details; None if something else ended it.
+        """
         self._last_seen.pop(session_id, None)
-        runs, samplers = self.store.end_session(session_id, reason)
+        runs, samplers = self.store.end_session(session_id, reason, finish=finish)
         for model_id in runs:
             self.scheduler.free_run(model_id, f"session {session_id} has ended, as {reason}")
         for sampler in samplers:
@@ -219,22 +244,32 @@ class Service:
             raise
 
     def submit_sample(
-        self, owner: str, key: Hashable | None, digest: bytes, make: Callable[[str], Sample]
+        self,
+        owner: str,
+        key: Hashable | None,
+        digest: bytes,
+        make: Callable[[str], Sample],
+        group: Hashable | None = None,
     ) -> str:
         """Accept a sample request, once however often it is sent; return its request id.
+
+        Args:
+            group: the samples that are waited for together with it.
 
         Raises:
             BadRequest, Busy: it cannot be accepted, and nothing is kept of it.
         """
-        with self._once(owner, key, digest) as ticket:
+        with self._once(owner, key, digest, group) as ticket:
             if ticket.is_new:
                 self.scheduler.accept_sample(make(ticket.request_id))
         return ticket.request_id
 
     @contextmanager
-    def _once(self, owner: str, key: Hashable | None, digest: bytes) -> Iterator[Ticket]:
+    def _once(
+        self, owner: str, key: Hashable | None, digest: bytes, group: Hashable | None = None
+    ) -> Iterator[Ticket]:
         """Around the acceptance of a request: if that fails, nothing is kept of it."""
-        ticket = self.futures.open(owner, key, digest)
+        ticket = self.futures.open(owner, key, digest, group)
         try:
             yield ticket
         except ServerError:

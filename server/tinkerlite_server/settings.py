@@ -49,6 +49,8 @@ class Limits:
     """How long a result that nobody fetched is kept."""
     max_result_bytes: int = 512 * 2**20
     """Results kept at once; beyond it the oldest go, delivered ones first."""
+    download_seconds: float = 3600.0
+    """How long a link to saved weights works."""
     session_seconds: float = 600.0
     """A session without any sign of life for this long ends, and its runs are freed."""
     sweep_seconds: float = 15.0
@@ -65,6 +67,8 @@ class Settings:
     port: int = 8000
     api_keys: tuple[str, ...] = ()
     """Keys that are let in. None: any key is, which `serve` allows on loopback alone."""
+    session_poller: bool = False
+    """Whether clients that can are asked to wait for all samples of a session in one poll."""
     limits: Limits = field(default_factory=Limits)
 
 

@@ -1,6 +1,8 @@
 """Tables of the metadata: their rows, and nothing that reads or writes them.
 
-Times are seconds since 1970, UTC. A null `ended` means that the thing is still alive.
+Times are seconds since 1970, UTC. A null `ended` means that the thing is still alive. A column that is
+added to a table later is nullable or has a server default, so that `schema.py` can add it to files that
+exist.
 """
 
 from __future__ import annotations
@@ -30,6 +32,11 @@ class SessionRow(Base):
     tags: Mapped[list[str]]
     user_metadata: Mapped[dict[str, Any]]
     display_name: Mapped[str | None]
+    project_id: Mapped[str | None]
+    """A label to find the session by; there is nothing behind it here."""
+    finish_reason: Mapped[str | None]
+    """What its client reported when it was done; null if it never did."""
+    finish_detail: Mapped[str | None]
 
 
 class RunRow(Base):
@@ -65,6 +72,8 @@ class SamplerRow(Base):
     folder: Mapped[str | None]
     """The checkpoint folder that the adapter is read from; null for a snapshot, which is in memory only."""
     ended: Mapped[str | None]
+    clones: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Clients that joined it after the one that made it."""
 
 
 class CheckpointRow(Base):
@@ -84,6 +93,8 @@ class CheckpointRow(Base):
     created: Mapped[float]
     expires: Mapped[float | None]
     user_metadata: Mapped[dict[str, Any]]
+    public: Mapped[bool] = mapped_column(default=False, server_default="0")
+    """Whether every owner may read it, and load and sample from it."""
 
     @property
     def path(self) -> str:

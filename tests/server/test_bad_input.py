@@ -58,13 +58,6 @@ def test_a_form_is_refused_so_that_web_pages_cannot_send_one(lasting_caller: Cal
     assert "send application/json" in response.json()["detail"]
 
 
-def test_a_compressed_body_is_refused_by_name(lasting_caller: Caller):
-    headers = {"Content-Type": "application/x-protobuf", "Content-Encoding": "zstd"}
-    response = lasting_caller.request("POST", "/forward_backward", content=b"x", headers=headers)
-    assert response.status_code == 415
-    assert "'zstd'" in response.json()["detail"]
-
-
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/nothing"), ("POST", "/nothing"), ("GET", "/asample"), ("PUT", "/healthz")]
 )
@@ -74,11 +67,68 @@ def test_an_unknown_route_is_answered_in_json(lasting_caller: Caller, method: st
     assert response.json() == {"detail": f"{method} /api/v1{path} is not a route of this server"}
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=-1", "limit=x", "limit=9999999", "offset=-1"])
-def test_a_bad_page_is_refused_with_its_parameter(lasting_caller: Caller, query: str):
-    response = lasting_caller.get(f"/checkpoints?{query}")
+@pytest.mark.parametrize("path", ["/checkpoints", "/training_runs", "/sessions"])
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=-1", "limit=x", "limit=9999999", "offset=-1", f"offset={10**30}"]
+)
+def test_a_bad_page_is_refused_with_its_parameter(lasting_caller: Caller, path: str, query: str):
+    response = lasting_caller.get(f"{path}?{query}")
     assert response.status_code == 400
     assert f"query.{query.partition('=')[0]}" in response.json()["detail"]
+
+
+ODD_IDS = (
+    "..%2f..%2fetc%2fpasswd",
+    "%2e%2e",
+    "a%00b",
+    "%ff%fe",
+    "sess-x:train:0",
+    "%3Ctrain%3E",
+    "a;b",
+    "x" * 5000,
+    "%F0%9F%92%A3",
+)
+
+
+@pytest.mark.parametrize("odd", ODD_IDS, ids=lambda odd: odd[:24])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/sessions/{}"),
+        ("GET", "/samplers/{}"),
+        ("GET", "/training_runs/{}"),
+        ("GET", "/training_runs/{}?access_scope=accessible"),
+        ("GET", "/training_runs/{}/checkpoints"),
+        ("DELETE", "/training_runs/run/checkpoints/weights/{}"),
+        ("DELETE", "/training_runs/run/checkpoints/{}/x"),
+        ("POST", "/training_runs/{}/checkpoints/weights/x/publish"),
+        ("GET", "/training_runs/run/checkpoints/external_weights/{}/external_weights_urls"),
+        ("GET", "/training_runs/run/checkpoints/weights/{}/archive"),
+        ("GET", "/downloads/{}/archive.tar?expires=1&signature=x"),
+        ("GET", "/downloads/ckpt-0/files/{}?expires=1&signature=x"),
+        ("GET", "/tokenizers/{}"),
+    ],
+)
+def test_an_odd_id_in_a_path_is_not_found(lasting_caller: Caller, method: str, path: str, odd: str):
+    response = lasting_caller.request(method, path.format(odd))
+    assert response.status_code in (400, 403, 404, 405), response.text
+    assert response.json()["detail"]
+
+
+@pytest.mark.parametrize("depth", [63, 64, 200, 900])
+def test_json_that_is_nested_too_deep_is_refused_before_anything_recurses(lasting_caller: Caller, depth: int):
+    nested = "[" * depth + "]" * depth
+    body = f'{{"user_metadata": {{"x": {nested}}}}}'.encode()
+    response = lasting_caller.request("POST", "/create_session", content=body, headers=JSON)
+    assert response.status_code == 400
+    assert "nested deeper than 64 levels" in response.json()["detail"]
+
+
+def test_json_as_deep_as_allowed_is_kept_and_shown(lasting_caller: Caller):
+    body = f'{{"user_metadata": {{"x": {"[" * 62 + "]" * 62}}}}}'.encode()
+    session = lasting_caller.request("POST", "/create_session", content=body, headers=JSON).json()
+    shown = lasting_caller.get(f"/sessions/{session['session_id']}").json()
+    assert shown["user_metadata"] == {"x": "[" * 62 + "]" * 62}
 
 
 @pytest.fixture

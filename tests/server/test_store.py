@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 
 from tinkerlite_server.engine.protocols import AdapterConfig
 from tinkerlite_server.errors import BadRequest, Gone, UnknownName
-from tinkerlite_server.store import FolderInUse, Store, split_path
+from tinkerlite_server.schema import FolderInUse
+from tinkerlite_server.store import Store, split_path
 from tinkerlite_server.tables import CheckpointRow, SamplerRow
 
 ADAPTER = AdapterConfig(rank=4, alpha=32.0, seed=1, train_unembed=False)
@@ -194,3 +196,53 @@ def test_a_path_splits_into_run_kind_and_name():
 def test_other_paths_are_refused(path: str):
     with pytest.raises(BadRequest, match="tinker://RUN/KIND/NAME"):
         split_path(path)
+
+
+def test_a_file_of_an_earlier_release_gains_what_it_lacks_and_keeps_what_it_has(store: Store, tmp_path: Path):
+    path = save(store).path
+    store.close()
+    with sqlite3.connect(tmp_path / "metadata.sqlite") as old:
+        old.execute("ALTER TABLE checkpoints DROP COLUMN public")
+        old.execute("ALTER TABLE sessions DROP COLUMN project_id")
+    old.close()
+    again = Store(tmp_path, clock=Clock())
+    assert not again.checkpoint(path, "me").public
+    assert again.session("s", "me").project_id is None
+    again.close()
+
+
+def test_clients_that_join_a_sampling_session_are_numbered_apart(store: Store):
+    store.add_sampler(sampler("first"))
+    store.add_sampler(sampler("second"))
+    assert [store.join_sampler(each) for each in ("first", "first", "second", "first")] == [1, 2, 1, 3]
+
+
+def test_a_public_checkpoint_is_everyones_to_read_and_its_owners_to_change(store: Store):
+    row = save(store)
+    store.set_checkpoint_public(row.id, public=True)
+    assert store.checkpoint(row.path, "you").id == row.id
+    assert store.readable_run("s:train:0", "you").id == "s:train:0"
+    with pytest.raises(UnknownName, match="only its owner may change it"):
+        store.own_checkpoint(row.path, "you")
+    with pytest.raises(UnknownName):
+        store.run("s:train:0", "you")
+
+
+def test_an_expired_checkpoint_is_public_no_more(store: Store, clock: Clock):
+    row = save(store, ttl_seconds=3600)
+    store.set_checkpoint_public(row.id, public=True)
+    clock.now += 3600
+    assert store.list_runs("you", limit=10, offset=0, others=True) == ([], 0)
+    for look in (store.checkpoint, lambda path, owner: store.readable_run("s:train:0", owner)):
+        with pytest.raises(UnknownName):
+            look(row.path, "you")
+
+
+def test_a_copy_keeps_the_files_when_the_original_goes(store: Store):
+    original = save(store, folder="shared")
+    copy = store.copy_checkpoint(original, "s:train:9", "you", None)
+    store.delete_checkpoint(original.id)
+    assert store.folders_in_use() == {"shared"}
+    assert store.checkpoint(copy.path, "you").adapter_config == ADAPTER
+    with pytest.raises(UnknownName, match="deleted before it could be copied"):
+        store.copy_checkpoint(original, "s:train:10", "you", None)

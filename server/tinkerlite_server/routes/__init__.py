@@ -2,11 +2,37 @@
 
 from fastapi import APIRouter
 
-from tinkerlite_server.routes import checkpoints, futures, models, sampling, saving, sessions, training
+from tinkerlite_server.routes import (
+    checkpoints,
+    copies,
+    downloads,
+    futures,
+    models,
+    sampling,
+    saving,
+    session_futures,
+    session_search,
+    sessions,
+    training,
+    training_runs,
+)
 
 PREFIX = "/api/v1"
 
 router = APIRouter(prefix=PREFIX)
 # Routes are tried in turn, so the busiest come first.
-for module in (futures, sampling, training, saving, models, sessions, checkpoints):
+for module in (
+    futures,
+    session_futures,
+    sampling,
+    training,
+    saving,
+    models,
+    sessions,
+    session_search,
+    training_runs,
+    checkpoints,
+    copies,
+    downloads,
+):
     router.include_router(module.router)

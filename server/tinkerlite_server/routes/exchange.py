@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, HTTPException, Request, Response
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,6 +18,7 @@ from tinkerlite.errors import InvalidRequest
 from tinkerlite_server.errors import BadRequest, UnknownName
 from tinkerlite_server.futures import fingerprint
 from tinkerlite_server.operations import Refusal
+from tinkerlite_server.routes.bodies import read_body
 from tinkerlite_server.service import Service
 
 
@@ -51,6 +52,25 @@ Served = Annotated[Service, Depends(_service)]
 Owner = Annotated[str, Depends(_owner)]
 
 
+def reader(service: Service, owner: str, access_token: str | None) -> str:
+    """As whom weights are read: a caller may show another owner's key for that alone.
+
+    Raises:
+        Forbidden: it is no key of this server.
+    """
+    return service.keyring.owner(access_token) if access_token else owner
+
+
+MOST_NESTED = 64
+"""Levels of arrays and objects in a JSON body."""
+
+FARTHEST = 2**31
+"""Largest `offset` of a listing."""
+
+AccessScope = Literal["owned", "accessible"]
+"""What a listing covers: the caller's own, or also what others made public."""
+
+
 # ---- in ----
 
 
@@ -59,37 +79,42 @@ async def read_json(request: Request) -> dict[str, Any]:
 
     Raises:
         BadRequest: it is none.
-        HTTPException: 415, it is sent as something else.
+        HTTPException: 413, it is too large; 415, it is sent as something else.
     """
     kind = content_type(request)
     # Browsers send other types across origins without asking, so this also keeps web pages out.
     if kind != "application/json":
         raise HTTPException(415, f"the body is sent as {kind or 'no type'}; send application/json")
     try:
-        body = json.loads(await request.body())
+        body = json.loads(await read_body(request))
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"the body is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise BadRequest(f"the body is a JSON {type(body).__name__}; send an object")
+    _check_depth(body)
     _check_text(body)
     return body
 
 
 def content_type(request: Request) -> str:
-    """The media type of the body, without parameters.
-
-    Raises:
-        HTTPException: 415, the body is compressed.
-    """
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding != "identity":
-        raise HTTPException(415, f"the body is encoded as {encoding!r}; this server takes plain bodies alone")
+    """The media type of the body, without parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def digest(body: dict[str, Any]) -> bytes:
     """By which the same body is recognised when it is sent again."""
     return fingerprint(json.dumps(body, sort_keys=True))
+
+
+def _check_depth(body: Any) -> None:
+    """What is read here is handed on to code that recurses, some of it from deep in the stack."""
+    level = [body]
+    for _ in range(MOST_NESTED):
+        inner = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [each for values in inner for each in values if isinstance(each, dict | list)]
+        if not level:
+            return
+    raise BadRequest(f"the body is nested deeper than {MOST_NESTED} levels")
 
 
 def _check_text(value: Any) -> None:

@@ -21,6 +21,7 @@ from tinkerlite_server.routes.exchange import (
     parse,
     promise,
     read_json,
+    reader,
     repeat_key,
     reply,
 )
@@ -111,6 +112,7 @@ class LoadAsNew(Body):
     base_model: str | None = None
     optimizer_config: OptimizerConfig = OptimizerConfig()
     user_metadata: dict[str, Any] | None = None
+    weights_access_token: str | None = None
 
 
 class LoadInto(Body):
@@ -120,6 +122,7 @@ class LoadInto(Body):
     optimizer: bool
     model_id: str
     seq_id: int | None = Field(default=None, ge=0)
+    weights_access_token: str | None = None
 
 
 @router.post("/load_weights")
@@ -139,7 +142,7 @@ def _load_as_new(body: LoadAsNew, content: bytes, service: Service, owner: str) 
     _check_optimizer(body.optimizer_config)
     service.store.live_session(body.session_id, owner)
     service.saw(body.session_id)
-    checkpoint = _training_checkpoint(body.path, service, owner)
+    checkpoint = _training_checkpoint(body, service, owner)
     if body.base_model not in (None, checkpoint.base_model):
         raise BadRequest(
             f"base_model is {body.base_model!r}, and {body.path} was trained on {checkpoint.base_model!r}; "
@@ -173,7 +176,7 @@ def _load_as_new(body: LoadAsNew, content: bytes, service: Service, owner: str) 
 def _load_into(body: LoadInto, content: bytes, service: Service, owner: str) -> Response:
     run = service.store.live_run(body.model_id, owner)
     service.saw(run.session_id)
-    checkpoint = _training_checkpoint(body.path, service, owner)
+    checkpoint = _training_checkpoint(body, service, owner)
     if checkpoint.base_model != run.base_model:
         raise BadRequest(
             f"{body.path} was trained on {checkpoint.base_model!r}, and {run.id} trains {run.base_model!r}"
@@ -194,11 +197,11 @@ def _load_into(body: LoadInto, content: bytes, service: Service, owner: str) -> 
     return promise(request_id, model_id=run.id)
 
 
-def _training_checkpoint(path: str, service: Service, owner: str) -> CheckpointRow:
-    checkpoint = service.store.checkpoint(path, owner)
+def _training_checkpoint(body: LoadAsNew | LoadInto, service: Service, owner: str) -> CheckpointRow:
+    checkpoint = service.store.checkpoint(body.path, reader(service, owner, body.weights_access_token))
     if checkpoint.kind != "weights":
         raise BadRequest(
-            f"{path} holds weights to sample from; training goes on from tinker://RUN/weights/NAME, "
+            f"{body.path} is of kind {checkpoint.kind}; training goes on from tinker://RUN/weights/NAME, "
             "which save_state() writes"
         )
     return checkpoint

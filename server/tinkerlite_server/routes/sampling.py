@@ -20,6 +20,7 @@ from tinkerlite_server.routes.exchange import (
     read_json,
     reply,
 )
+from tinkerlite_server.routes.session_futures import SAMPLES_PER_CLIENT, poll_group
 from tinkerlite_server.sample_validation import SampleQuestion, sample_work
 from tinkerlite_server.service import Service
 from tinkerlite_server.tables import SamplerRow
@@ -149,9 +150,11 @@ async def sample(request: Request, service: Served, owner: Owner) -> Response:
         )
         return Sample(owner=owner, work=work, folder=sampler.folder)
 
-    numbered = body.sampling_session_id is not None and body.seq_id is not None
-    key = ("sample", sampler.id, body.seq_id) if numbered else None
-    request_id = service.submit_sample(owner, key, digest(raw), make)
+    key = group = None
+    if body.sampling_session_id is not None and body.seq_id is not None:
+        key = ("sample", sampler.id, body.seq_id)
+        group = poll_group(sampler.id, body.seq_id // SAMPLES_PER_CLIENT)
+    request_id = service.submit_sample(owner, key, digest(raw), make, group)
     # The ids depend on the request alone, so that one sent again gets the same.
     sequence_ids = [f"{request_id}:{index}" for index in range(body.num_samples)]
     return promise(request_id, sample_sequence_ids=sequence_ids)

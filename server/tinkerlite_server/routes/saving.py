@@ -1,4 +1,4 @@
-"""Routes that save weights: to go on training from, or to sample from."""
+"""Routes that save weights: to go on training from, to sample from, or to take elsewhere."""
 
 from __future__ import annotations
 
@@ -72,6 +72,32 @@ async def save_weights_for_sampler(request: Request, service: Served, owner: Own
             operation = _save("sampler_weights", body)
         else:
             operation = _snapshot(body, f"{run.session_id}:sample:{body.sampling_session_seq_id}")
+        request_id = service.submit(owner, repeat_key(run.id, body.seq_id), digest(raw), operation)
+    return promise(request_id, model_id=run.id)
+
+
+class SaveWeightsExternal(SaveWeights):
+    """Body of save_weights_external; `path` is not optional."""
+
+    age_encryption_recipients: list[str] | None = None
+
+
+@router.post("/save_weights_external")
+async def save_weights_external(request: Request, service: Served, owner: Owner) -> Response:
+    """Save weights in PEFT's layout, to be downloaded and used elsewhere."""
+    raw = await read_json(request)
+    with numbered(service, owner, "save_weights_external", raw.get("model_id"), raw.get("seq_id")):
+        body = parse(SaveWeightsExternal, raw)
+        run = service.store.live_run(body.model_id, owner)
+        service.saw(run.session_id)
+        if body.path is None:
+            raise BadRequest("path is missing: external weights are saved under a name")
+        if body.age_encryption_recipients:
+            raise BadRequest(
+                "age_encryption_recipients is not supported by this server; leave it out, and encrypt what "
+                "you download"
+            )
+        operation = _save("external_weights", body)
         request_id = service.submit(owner, repeat_key(run.id, body.seq_id), digest(raw), operation)
     return promise(request_id, model_id=run.id)
 

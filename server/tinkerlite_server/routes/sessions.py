@@ -10,7 +10,16 @@ from fastapi import APIRouter, Query, Request, Response
 from tinkerlite import types
 from tinkerlite_server.engine.catalog import tokenizer_files
 from tinkerlite_server.engine.protocols import ModelInfo
-from tinkerlite_server.routes.exchange import Body, Owner, Served, parse, read_json, reply
+from tinkerlite_server.routes.exchange import (
+    FARTHEST,
+    AccessScope,
+    Body,
+    Owner,
+    Served,
+    parse,
+    read_json,
+    reply,
+)
 from tinkerlite_server.sample_validation import SAMPLE_FEATURES
 from tinkerlite_server.settings import Limits
 from tinkerlite_server.validation import LOSSES
@@ -39,7 +48,7 @@ async def client_config(service: Served, owner: Owner) -> Response:
             "fwdbwd_max_chunk_len": limits.chunk_datums,
             "fwdbwd_max_chunk_bytes_count": limits.chunk_bytes,
             "sample_no_retries": True,  # a failure here is an answer, not a hiccup
-            "sample_use_retrieve_futures": False,
+            "sample_use_retrieve_futures": service.settings.session_poller,
             "sample_join_sampling_session": False,
             "custom_loss_server_side": False,
             # For clients of mid-2026, to whom it is a choice.
@@ -100,6 +109,7 @@ class CreateSession(Body):
     tags: Sequence[str] = ()
     user_metadata: dict[str, Any] | None = None
     display_name: str | None = None
+    project_id: str | None = None
 
 
 @router.post("/create_session")
@@ -107,7 +117,11 @@ async def create_session(request: Request, service: Served, owner: Owner) -> Res
     """Register a client process."""
     body = parse(CreateSession, await read_json(request))
     session_id = service.open_session(
-        owner, tags=list(body.tags), user_metadata=body.user_metadata or {}, display_name=body.display_name
+        owner,
+        tags=list(body.tags),
+        user_metadata=body.user_metadata or {},
+        display_name=body.display_name,
+        project_id=body.project_id,
     )
     return reply({"session_id": session_id, "type": "create_session"})
 
@@ -137,6 +151,7 @@ class FinishSession(Body):
     """Body of finish."""
 
     reason: Reason = Reason(type="success")
+    detail: str | None = None
 
 
 @router.post("/sessions/{session_id}/finish")
@@ -144,8 +159,24 @@ async def finish_session(session_id: str, request: Request, service: Served, own
     """The client is done: free what the session holds in memory."""
     body = parse(FinishSession, await read_json(request))
     service.store.session(session_id, owner)
-    service.end_session(session_id, f"its client closed it ({body.reason.type})")
+    why, finish = f"its client closed it ({body.reason.type})", (body.reason.type, body.detail)
+    service.end_session(session_id, why, finish=finish)
     return reply({"type": "finish_session"})
+
+
+class SessionProject(Body):
+    """Body of project; null takes the label off."""
+
+    project_id: str | None
+
+
+@router.put("/sessions/{session_id}/project")
+async def set_session_project(session_id: str, request: Request, service: Served, owner: Owner) -> Response:
+    """Label a session with a project. A project is that label and nothing more here."""
+    body = parse(SessionProject, await read_json(request))
+    service.store.session(session_id, owner)
+    service.store.set_session_project(session_id, body.project_id)
+    return Response(status_code=204)
 
 
 @router.get("/sessions")
@@ -153,14 +184,17 @@ async def list_sessions(
     service: Served,
     owner: Owner,
     limit: int = Query(20, ge=1, le=1000),
-    offset: int = Query(0, ge=0),
+    offset: int = Query(0, ge=0, le=FARTHEST),
+    access_scope: AccessScope = "owned",
 ) -> Response:
-    """The caller's sessions, newest first."""
+    """The caller's sessions, newest first. Nobody else's can be had, whatever the scope."""
     return reply({"sessions": service.store.list_sessions(owner, limit=limit, offset=offset)})
 
 
 @router.get("/sessions/{session_id}")
-async def get_session(session_id: str, service: Served, owner: Owner) -> Response:
+async def get_session(
+    session_id: str, service: Served, owner: Owner, access_scope: AccessScope = "owned"
+) -> Response:
     """What a session made."""
     session = service.store.session(session_id, owner)
     return reply(

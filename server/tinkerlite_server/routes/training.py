@@ -11,6 +11,7 @@ from tinkerlite.types import AdamParams, ForwardBackwardRequest
 from tinkerlite.wire import PROTOBUF_CONTENT_TYPE, decode_forward_backward_request
 from tinkerlite_server.errors import BadRequest
 from tinkerlite_server.operations import UNNUMBERED, ForwardBackward, Operation, OptimStep
+from tinkerlite_server.routes.bodies import read_body
 from tinkerlite_server.routes.dialects import forward_backward_from_json
 from tinkerlite_server.routes.exchange import (
     Body,
@@ -38,7 +39,7 @@ async def forward_backward(request: Request, service: Served, owner: Owner) -> R
     """
     kind = content_type(request)
     if kind == PROTOBUF_CONTENT_TYPE:
-        return _submit(decode_forward_backward_request(await request.body()), service, owner)
+        return _submit(decode_forward_backward_request(await read_body(request)), service, owner)
     if kind != "application/json":
         raise HTTPException(
             415, f"the body is sent as {kind or 'no type'}; send {PROTOBUF_CONTENT_TYPE} or application/json"
