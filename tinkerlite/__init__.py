@@ -48,17 +48,28 @@ if TYPE_CHECKING:
     from tinkerlite.sampling_client import SamplingClient as SamplingClient
     from tinkerlite.service_client import ServiceClient as ServiceClient
     from tinkerlite.training_client import TrainingClient as TrainingClient
+    from tinkerlite.types import AdamOptimizerConfig as AdamOptimizerConfig
     from tinkerlite.types import AdamParams as AdamParams
     from tinkerlite.types import Checkpoint as Checkpoint
     from tinkerlite.types import CheckpointType as CheckpointType
     from tinkerlite.types import Datum as Datum
+    from tinkerlite.types import DimuonOptimizerConfig as DimuonOptimizerConfig
+    from tinkerlite.types import DimuonParams as DimuonParams
+    from tinkerlite.types import DmelChunk as DmelChunk
     from tinkerlite.types import EncodedTextChunk as EncodedTextChunk
     from tinkerlite.types import ForwardBackwardOutput as ForwardBackwardOutput
+    from tinkerlite.types import ImageAssetPointerChunk as ImageAssetPointerChunk
+    from tinkerlite.types import ImageChunk as ImageChunk
     from tinkerlite.types import LoraConfig as LoraConfig
     from tinkerlite.types import ModelID as ModelID
     from tinkerlite.types import ModelInput as ModelInput
     from tinkerlite.types import ModelInputChunk as ModelInputChunk
+    from tinkerlite.types import OptimizerConfig as OptimizerConfig
+    from tinkerlite.types import OptimParams as OptimParams
     from tinkerlite.types import OptimStepResponse as OptimStepResponse
+    from tinkerlite.types import ParsedCheckpointTinkerPath as ParsedCheckpointTinkerPath
+    from tinkerlite.types import PromptProvenanceSpan as PromptProvenanceSpan
+    from tinkerlite.types import SampledProvenanceSpan as SampledProvenanceSpan
     from tinkerlite.types import SampledSequence as SampledSequence
     from tinkerlite.types import SampleResponse as SampleResponse
     from tinkerlite.types import SamplingParams as SamplingParams
@@ -104,6 +115,17 @@ _HOMES = {
         "UnprocessableEntityError",
     ),
     "tinkerlite.types": (
+        "AdamOptimizerConfig",
+        "DimuonOptimizerConfig",
+        "DimuonParams",
+        "DmelChunk",
+        "ImageAssetPointerChunk",
+        "ImageChunk",
+        "OptimParams",
+        "OptimizerConfig",
+        "ParsedCheckpointTinkerPath",
+        "PromptProvenanceSpan",
+        "SampledProvenanceSpan",
         "AdamParams",
         "Checkpoint",
         "CheckpointType",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tinkerlite.types import Datum, EncodedTextChunk, ForwardBackwardOutput, ImageChunk
+from tinkerlite.types import Datum, DmelChunk, EncodedTextChunk, ForwardBackwardOutput, ImageChunk
 
 _BYTES_PER_TOKEN = 4
 _HASH_MODULUS = 2**64
@@ -36,12 +36,14 @@ def size_bytes(datum: Datum) -> int:
     for chunk in datum.model_input.chunks:
         if isinstance(chunk, ImageChunk):
             size += len(chunk.data)
-        elif isinstance(chunk, EncodedTextChunk):  # pyright: ignore[reportUnnecessaryIsInstance]
+        elif isinstance(chunk, DmelChunk):
+            size += len(chunk.dmel)
+        elif isinstance(chunk, EncodedTextChunk):
             size += _BYTES_PER_TOKEN * len(chunk.tokens)
     for tensor in datum.loss_fn_inputs.values():
         size += tensor.values.nbytes
-        if tensor.sparse_crow_indices is not None and tensor.sparse_col_indices is not None:
-            size += tensor.sparse_crow_indices.nbytes + tensor.sparse_col_indices.nbytes
+        if tensor.crow_indices is not None and tensor.col_indices is not None:
+            size += tensor.crow_indices.nbytes + tensor.col_indices.nbytes
     return size
 
 

@@ -22,6 +22,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 SelfT = TypeVar("SelfT", bound="Ready")
 
+AwaitableConcurrentFuture = APIFuture
+"""Made there from a `concurrent.futures.Future`, as here."""
+
 Twin = Callable[Concatenate[S, P], Coroutine[Any, Any, T]]
 
 

@@ -150,10 +150,9 @@ async def _open(
     except APIConnectionError as error:
         await transport.aclose()
         raise APIConnectionError(
+            error.request,
             f"no server answers at {endpoint.base_url} ({error.message}). Start one with `tinkerlite serve "
             '--model NAME`, or run it in this process with base_url="local://NAME"',
-            method=error.method,
-            url=error.url,
         ) from error
     except BaseException:
         await transport.aclose()

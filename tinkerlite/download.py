@@ -50,7 +50,7 @@ async def archive_url(
         return answer.model_copy(update={"url": str(response.request.url.join(answer.url))})
     location = response.headers.get("location")
     if not location:
-        raise APIResponseValidationError(f"{response.request.url}: a redirect that leads nowhere")
+        raise APIResponseValidationError(message=f"{response.request.url}: a redirect that leads nowhere")
     return CheckpointArchiveUrlResponse(
         url=str(response.request.url.join(location)), expires=_expires(response.headers)
     )
@@ -116,13 +116,15 @@ def unpack(archive: Path, folder: Path) -> None:
                 content = tar.extractfile(entry) if entry.isreg() else None
                 if content is None:
                     raise APIResponseValidationError(
-                        f"the checkpoint's archive has {entry.name!r}, which is no file"
+                        message=f"the checkpoint's archive has {entry.name!r}, which is no file"
                     )
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with content, target.open("wb") as file:
                     shutil.copyfileobj(content, file)
     except (tarfile.TarError, EOFError) as error:
-        raise APIResponseValidationError(f"the checkpoint's archive cannot be read: {error}") from error
+        raise APIResponseValidationError(
+            message=f"the checkpoint's archive cannot be read: {error}"
+        ) from error
 
 
 def _inside(name: str) -> Path:
@@ -130,7 +132,9 @@ def _inside(name: str) -> Path:
     path, windows = PurePosixPath(name), PureWindowsPath(name)
     unsafe = path.is_absolute() or windows.drive or windows.root or "\0" in name
     if unsafe or ".." in {*path.parts, *windows.parts}:
-        raise APIResponseValidationError(f"a file of the checkpoint is called {name!r}; nothing was written")
+        raise APIResponseValidationError(
+            message=f"a file of the checkpoint is called {name!r}; nothing was written"
+        )
     return Path(path)
 
 

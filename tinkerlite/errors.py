@@ -25,9 +25,19 @@ TinkerError
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
 
-RequestErrorCategory = Literal["user", "server", "unknown"]
+if TYPE_CHECKING:
+    import httpx
+
+
+class RequestErrorCategory(StrEnum):
+    """Whose fault a failed request was, as far as the server says."""
+
+    Unknown = "unknown"
+    Server = "server"
+    User = "user"
 
 
 class TinkerError(Exception):
@@ -75,7 +85,7 @@ class RequestFailedError(TinkerError):
         super().__init__(message)
         self.message = message
         self.request_id = request_id
-        self.category: RequestErrorCategory = category
+        self.category = RequestErrorCategory(category)
 
     def __reduce__(self) -> tuple[type, tuple[str, str, RequestErrorCategory]]:
         return type(self), (self.message, self.request_id, self.category)
@@ -86,20 +96,35 @@ class StuckRequestError(TinkerError, TimeoutError):
 
 
 class APIError(TinkerError):
-    """Something went wrong in an HTTP exchange; `method` and `url` say in which."""
+    """Something went wrong in an HTTP exchange; `request` says in which, where it was made at all.
 
-    def __init__(self, message: str, *, method: str = "", url: str = "") -> None:
+    `body` is the answer's decoded JSON, or its text.
+    """
+
+    def __init__(
+        self, message: str, request: httpx.Request | None = None, *, body: object | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
-        self.method = method
-        self.url = url
+        self.request = request
+        self.body = body
+
+    @property
+    def method(self) -> str:
+        """The request's, or nothing."""
+        return self.request.method if self.request else ""
+
+    @property
+    def url(self) -> str:
+        """The request's, or nothing."""
+        return str(self.request.url) if self.request else ""
 
     def __reduce__(self) -> tuple[Callable[..., APIError], tuple[type[APIError], dict[str, Any]]]:
         return _rebuild, (type(self), dict(self.__dict__))
 
 
 def _rebuild(kind: type[APIError], state: dict[str, Any]) -> APIError:
-    """Unpickle an error whose arguments are keywords."""
+    """Unpickle an error, whatever its arguments were."""
     error = kind.__new__(kind, state["message"])
     error.__dict__.update(state)
     return error
@@ -108,30 +133,42 @@ def _rebuild(kind: type[APIError], state: dict[str, Any]) -> APIError:
 class APIConnectionError(APIError):
     """The server could not be reached, or the connection broke."""
 
+    def __init__(self, request: httpx.Request | None = None, message: str = "the connection failed") -> None:
+        super().__init__(message, request)
+
 
 class APITimeoutError(APIConnectionError):
     """The server did not answer in time."""
+
+    def __init__(self, request: httpx.Request | None = None, message: str = "no answer in time") -> None:
+        super().__init__(request, message)
 
 
 class APIResponseValidationError(APIError):
     """The answer is not what the protocol promises."""
 
+    def __init__(
+        self,
+        response: httpx.Response | None = None,
+        body: object | None = None,
+        message: str = "the answer is not what the protocol promises",
+    ) -> None:
+        super().__init__(message, response.request if response else None, body=body)
+        self.response = response
+
 
 class APIStatusError(APIError):
     """The server answered with an error status.
 
-    `body` is its decoded JSON, or its text; `retry_after_seconds` is the server's advice on when
-    to come back, if it gave one.
+    `retry_after_seconds` is the server's advice on when to come back, if it gave one.
     """
 
     retry_after_seconds: float | None = None
 
-    def __init__(
-        self, message: str, *, status_code: int, body: object = None, method: str = "", url: str = ""
-    ) -> None:
-        super().__init__(message, method=method, url=url)
-        self.status_code = status_code
-        self.body = body
+    def __init__(self, message: str, response: httpx.Response, body: object | None) -> None:
+        super().__init__(message, response.request, body=body)
+        self.response = response
+        self.status_code = response.status_code
 
 
 class BadRequestError(APIStatusError):

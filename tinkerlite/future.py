@@ -31,7 +31,7 @@ class APIFuture(Generic[T_co]):
     Ctrl-C, a cancelled task) does not stop the work.
     """
 
-    def __init__(self, future: Future[T_co], label: str) -> None:
+    def __init__(self, future: Future[T_co], label: str = "work") -> None:
         self._future = future
         self._label = label
         self._started = time.monotonic()

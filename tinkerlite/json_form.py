@@ -6,7 +6,6 @@ The counterpart of `wire/`, which is the binary side. Knows nothing about sendin
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -38,17 +37,15 @@ def prompt_to_json(prompt: ModelInput) -> Json:
 def _chunk_to_json(chunk: ModelInputChunk) -> Json:
     if isinstance(chunk, EncodedTextChunk):
         return {"type": "encoded_text", "tokens": np.asarray(chunk.tokens, dtype=np.int64).tolist()}
-    expected = {} if chunk.expected_tokens is None else {"expected_tokens": chunk.expected_tokens}
-    data = base64.b64encode(chunk.data).decode("ascii")
-    return {"type": "image", "data": data, "format": chunk.format, **expected}
+    return chunk.model_dump(mode="json", exclude_none=True)
 
 
 def tensor_to_json(tensor: TensorData) -> Json:
     """Flat values with a shape; the listed values and the indices of a CSR matrix."""
     body: Json = {"data": tensor.data, "dtype": tensor.dtype, "shape": tensor.shape}
-    if tensor.sparse_crow_indices is not None and tensor.sparse_col_indices is not None:
-        body["sparse_crow_indices"] = tensor.sparse_crow_indices.tolist()
-        body["sparse_col_indices"] = tensor.sparse_col_indices.tolist()
+    if tensor.is_sparse:
+        body["sparse_crow_indices"] = tensor.sparse_crow_indices
+        body["sparse_col_indices"] = tensor.sparse_col_indices
     return body
 
 

@@ -18,6 +18,7 @@ from tinkerlite.types import (
     LOSS_INPUT_DTYPES,
     Datum,
     EncodedTextChunk,
+    ImageAssetPointerChunk,
     ImageChunk,
     ModelInput,
     TensorData,
@@ -111,7 +112,9 @@ def _check_model_input(model_input: ModelInput, where: str) -> int | None:
     for number, chunk in enumerate(model_input.chunks):
         if isinstance(chunk, EncodedTextChunk):
             _check_token_ids(chunk.tokens, f"{where}.chunks[{number}]")
-        tokens = chunk.expected_tokens if isinstance(chunk, ImageChunk) else chunk.length
+        tokens = (
+            chunk.expected_tokens if isinstance(chunk, ImageChunk | ImageAssetPointerChunk) else chunk.length
+        )
         length = None if tokens is None or length is None else length + tokens
     if length == 0:
         raise InvalidDatum(f"{where} is empty; a model needs at least one token")

@@ -37,8 +37,6 @@ HELD_SECONDS = 1.0
 FIRST_PAUSE_SECONDS = 0.05
 LAST_PAUSE_SECONDS = 1.0
 
-_CATEGORIES: dict[object, RequestErrorCategory] = {"user": "user", "server": "server"}
-
 
 @dataclass(frozen=True)
 class ResultType(Generic[T]):
@@ -155,7 +153,7 @@ async def _poll(
         if body.get("status") != "complete_metadata":
             return response
     raise APIResponseValidationError(
-        f"request {request_id}: the server sends the result's size, never the result"
+        message=f"request {request_id}: the server sends the result's size, never the result"
     )
 
 
@@ -163,17 +161,21 @@ def _read(response: httpx.Response, request_id: str, result_type: ResultType[T])
     try:
         if _is_protobuf(response):
             if result_type.from_protobuf is None:
-                raise APIResponseValidationError(f"{result_type.name}: an answer in protobuf, expected JSON")
+                raise APIResponseValidationError(
+                    message=f"{result_type.name}: an answer in protobuf, expected JSON"
+                )
             return result_type.from_protobuf(response.content)
         body = read_json(response)
         if "error" in body:
-            category = _CATEGORIES.get(body.get("category"), "unknown")
+            said = body.get("category")
+            known = said in list(RequestErrorCategory)
+            category = RequestErrorCategory(said) if known else RequestErrorCategory.Unknown
             message = f"{result_type.name} (request {request_id}) failed: {body['error']}"
             raise RequestFailedError(message, request_id, category)
         return result_type.from_json(body)
     except (InvalidRequest, ValueError, KeyError, TypeError) as error:
         raise APIResponseValidationError(
-            f"{result_type.name} (request {request_id}): the server's answer cannot be read: {error}"
+            message=f"{result_type.name} (request {request_id}): the server's answer cannot be read: {error}"
         ) from error
 
 

@@ -51,7 +51,9 @@ def store(files: TokenizerFiles) -> Path:
     """
     for name in files.files:
         if not _PLAIN_NAME.fullmatch(name):
-            raise APIResponseValidationError(f"tokenizer of {files.model_name}: {name!r} is no file name")
+            raise APIResponseValidationError(
+                message=f"tokenizer of {files.model_name}: {name!r} is no file name"
+            )
     digest = hashlib.sha256(json.dumps(files.files, sort_keys=True).encode()).hexdigest()
     cache = cache_folder() / "tokenizers"
     folder = cache / digest

@@ -334,5 +334,5 @@ def _given(**fields: object) -> dict[str, object]:
 
 def _present(value: str | None, field: str) -> str:
     if value is None:
-        raise APIResponseValidationError(f"the server's answer lacks {field!r}")
+        raise APIResponseValidationError(message=f"the server's answer lacks {field!r}")
     return value

@@ -203,14 +203,11 @@ def _errors_of(method: str, url: str, timeout: httpx.Timeout) -> Generator[None]
     try:
         yield
     except httpx.TimeoutException as error:
-        raise APITimeoutError(
-            f"{method} {url}: no answer within {timeout.read:g} s ({type(error).__name__})",
-            method=method,
-            url=url,
-        ) from error
+        message = f"{method} {url}: no answer within {timeout.read:g} s ({type(error).__name__})"
+        raise APITimeoutError(httpx.Request(method, url), message) from error
     except (httpx.TransportError, httpx.DecodingError) as error:
         reason = str(error) or type(error).__name__
-        raise APIConnectionError(f"{method} {url}: {reason}", method=method, url=url) from error
+        raise APIConnectionError(httpx.Request(method, url), f"{method} {url}: {reason}") from error
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:
@@ -220,9 +217,7 @@ def _origin(url: str) -> tuple[str, str, int | None]:
         parts = httpx.URL()
     if parts.scheme not in ("http", "https"):
         shown = url.partition("?")[0]
-        raise APIResponseValidationError(
-            f"{shown!r} is no URL of a file, though the server says so", url=shown
-        )
+        raise APIResponseValidationError(message=f"{shown!r} is no URL of a file, though the server says so")
     return parts.scheme, parts.host, parts.port
 
 
@@ -266,8 +261,8 @@ def read_model(response: httpx.Response, kind: type[ModelT]) -> ModelT:
 
 
 def _unexpected(response: httpx.Response, problem: str) -> APIResponseValidationError:
-    method, url = response.request.method, str(response.request.url)
-    return APIResponseValidationError(f"{method} {url}: {problem}", method=method, url=url)
+    message = f"{response.request.method} {response.request.url}: {problem}"
+    return APIResponseValidationError(response, response.text, message)
 
 
 def _status_error(response: httpx.Response, method: str, url: str) -> APIStatusError:
@@ -280,7 +275,7 @@ def _status_error(response: httpx.Response, method: str, url: str) -> APIStatusE
     if response.is_redirect:
         detail = f"the server moved to {response.headers.get('location')}; use that as base_url"
     kind = InternalServerError if status >= 500 else _STATUS_ERRORS.get(status, APIStatusError)
-    error = kind(f"{method} {url}: {status}: {detail}", status_code=status, body=body, method=method, url=url)
+    error = kind(f"{method} {url}: {status}: {detail}", response, body)
     error.retry_after_seconds = _retry_after(response.headers)
     if status == 401:
         error.add_note("The key comes from api_key=..., TINKERLITE_API_KEY or TINKER_API_KEY.")

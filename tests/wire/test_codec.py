@@ -13,9 +13,12 @@ from tinkerlite.types import (
     Datum,
     ForwardBackwardOutput,
     ForwardBackwardRequest,
+    ImageAssetPointerChunk,
     ImageChunk,
     ModelInput,
     PromptAltTokens,
+    PromptProvenanceSpan,
+    SampledProvenanceSpan,
     SampledSequence,
     SampleResponse,
     TensorData,
@@ -159,10 +162,30 @@ def test_a_request_without_a_number_can_be_given_one_by_writing_it_behind():
     assert (decoded.model_id, decoded.seq_id, decoded.loss_fn, decoded.data) == ("m", 9, "ppo", [datum])
 
 
-@pytest.mark.parametrize("tokens", [[-1], [2**31], [0.5]])
+@pytest.mark.parametrize("tokens", [[-1], [2**31]])
 def test_token_ids_that_do_not_fit_are_refused_with_their_place(tokens: list[int]):
     with pytest.raises(WireError, match=r"data\[0\]\.model_input\[0\]"):
         encode_forward_backward_request(request([Datum(ModelInput.from_ints(tokens))]))
+
+
+def test_where_the_tokens_of_a_datum_come_from_is_sent_with_it():
+    given = PromptProvenanceSpan(sequence_id="a", length=1)
+    drawn = SampledProvenanceSpan(sequence_id="a", offset=3, length=2)
+    datum = Datum(ModelInput.from_ints([1, 2, 3]), {"target_tokens": [2, 3, 4]})
+    message = pb.ForwardBackwardRequest()
+    message.ParseFromString(
+        encode_forward_backward_request(request([datum.with_provenance([given, drawn], [drawn, given])]))
+    )
+    [sent] = message.data
+    assert [span.WhichOneof("span") for span in sent.model_input_spans] == ["prompt_tokens", "sampled_tokens"]
+    run = sent.loss_fn_input_spans[0].sampled_tokens
+    assert (run.sequence_id, run.offset, run.length) == ("a", 3, 2)
+
+
+def test_a_pointer_to_an_image_cannot_be_trained_on():
+    pointer = ImageAssetPointerChunk(location="s3://picture", format="png", expected_tokens=1)
+    with pytest.raises(WireError, match="points to an image"):
+        encode_forward_backward_request(request([Datum(ModelInput(chunks=[pointer]), {"target_tokens": [1]})]))
 
 
 # ---- results ----

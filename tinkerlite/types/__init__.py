@@ -1,6 +1,29 @@
 """The types of the protocol, under the names of the `tinker` SDK."""
 
-from tinkerlite.types.inputs import EncodedTextChunk, ImageChunk, ModelInput, ModelInputChunk
+from tinkerlite.errors import RequestErrorCategory
+from tinkerlite.types.inputs import (
+    DmelChunk,
+    EncodedTextChunk,
+    ImageAssetPointerChunk,
+    ImageChunk,
+    ModelInput,
+    ModelInputChunk,
+)
+from tinkerlite.types.optimizers import (
+    AdamOptimizerConfig,
+    AdamParams,
+    DimuonOptimizerConfig,
+    DimuonParams,
+    OptimizerConfig,
+    OptimParams,
+    OtherOptimParams,
+)
+from tinkerlite.types.provenance import (
+    PromptProvenanceSpan,
+    ProvenanceSpan,
+    ProvenanceSpans,
+    SampledProvenanceSpan,
+)
 from tinkerlite.types.sampling import (
     EMPTY_SLOT_LOGPROB,
     PromptAltTokens,
@@ -13,7 +36,6 @@ from tinkerlite.types.sampling import (
 )
 from tinkerlite.types.service import (
     CHECKPOINT_TYPES,
-    AdamOptimizerConfig,
     Checkpoint,
     CheckpointArchiveUrlResponse,
     CheckpointsListResponse,
@@ -74,7 +96,6 @@ from tinkerlite.types.tensors import TensorData, TensorDtype
 from tinkerlite.types.training import (
     LORA_ALPHA,
     LOSS_INPUT_DTYPES,
-    AdamParams,
     Datum,
     ForwardBackwardOutput,
     ForwardBackwardRequest,
@@ -109,6 +130,9 @@ __all__ = [
     "CreateSessionResponse",
     "Cursor",
     "Datum",
+    "DimuonOptimizerConfig",
+    "DimuonParams",
+    "DmelChunk",
     "EncodedTextChunk",
     "ExternalWeightsUrlsResponse",
     "FailedSessionStatusQuery",
@@ -118,6 +142,7 @@ __all__ = [
     "GetSamplerResponse",
     "GetServerCapabilitiesResponse",
     "GetSessionResponse",
+    "ImageAssetPointerChunk",
     "ImageChunk",
     "ListSessionsResponse",
     "LoadWeightsResponse",
@@ -129,12 +154,20 @@ __all__ = [
     "ModelID",
     "ModelInput",
     "ModelInputChunk",
+    "OptimParams",
     "OptimStepResponse",
+    "OptimizerConfig",
+    "OtherOptimParams",
     "OwnSearchOwner",
     "ParsedCheckpointTinkerPath",
     "PromptAltTokens",
+    "PromptProvenanceSpan",
+    "ProvenanceSpan",
+    "ProvenanceSpans",
+    "RequestErrorCategory",
     "Response",
     "SampleResponse",
+    "SampledProvenanceSpan",
     "SampledSequence",
     "SamplingClientKind",
     "SamplingParams",

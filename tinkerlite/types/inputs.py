@@ -5,18 +5,37 @@ Text is token ids; nothing here knows a tokenizer.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic.functional_validators import BeforeValidator
 
 from tinkerlite.errors import InvalidInput
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodedTextChunk:
+def _from_base64(value: object) -> object:
+    return base64.b64decode(value) if isinstance(value, str) else value
+
+
+def _to_base64(value: bytes) -> str:
+    return base64.b64encode(value).decode("ascii")
+
+
+Base64Bytes = Annotated[bytes, BeforeValidator(_from_base64), PlainSerializer(_to_base64)]
+"""Bytes that are base64 in JSON."""
+
+
+class Params(BaseModel):
+    """Base of what a user fills in: unknown fields are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class EncodedTextChunk(Params):
     """A run of token ids."""
 
     tokens: Sequence[int]
@@ -28,14 +47,9 @@ class EncodedTextChunk:
         return len(self.tokens)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageChunk:
-    """An image, for backends with vision models; the reference server is text only."""
-
-    data: bytes
+class _Image(Params):
     format: Literal["png", "jpeg"]
     expected_tokens: int | None = None
-    type: Literal["image"] = "image"
 
     @property
     def length(self) -> int:
@@ -49,14 +63,63 @@ class ImageChunk:
         return self.expected_tokens
 
 
-ModelInputChunk = EncodedTextChunk | ImageChunk
+class ImageChunk(_Image):
+    """An image, for backends with vision models; the reference server is text only."""
+
+    data: Base64Bytes
+    type: Literal["image"] = "image"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelInput:
+class ImageAssetPointerChunk(_Image):
+    """An image that the server fetches itself; for sampling only."""
+
+    location: str
+    type: Literal["image_asset_pointer"] = "image_asset_pointer"
+
+
+class DmelChunk(Params):
+    """Audio as a serialized tensor, for backends that hear; the reference server is text only."""
+
+    dmel: Base64Bytes
+    type: Literal["dmel"] = "dmel"
+
+    @property
+    def length(self) -> int:
+        """How many tokens: the tensor's first dimension.
+
+        Raises:
+            InvalidInput: the bytes do not begin like such a tensor.
+        """
+        return _first_dimension(self.dmel)
+
+
+def _first_dimension(tensor: bytes) -> int:
+    """Read the header: a mark if all values are equal, the dtype, the rank, and each size as a varint."""
+    position = 1 if tensor[:1] == b"\xfe" else 0
+    numbers: list[int] = []
+    number, shift = 0, 0
+    for byte in tensor[position + 1 :]:
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            numbers.append(number)
+            number, shift = 0, 0
+        if len(numbers) == 2 or shift > 63:
+            break
+    if len(numbers) < 2 or numbers[0] < 1:
+        raise InvalidInput("the bytes of a dmel chunk do not begin with the header of a tensor")
+    return numbers[1]
+
+
+ModelInputChunk = Annotated[
+    EncodedTextChunk | ImageAssetPointerChunk | ImageChunk | DmelChunk, Field(discriminator="type")
+]
+
+
+class ModelInput(Params):
     """A prompt or a training sequence: chunks, in order. Adjacent text simply concatenates."""
 
-    chunks: list[ModelInputChunk] = field(default_factory=lambda: [])
+    chunks: list[ModelInputChunk]
 
     @classmethod
     def from_ints(cls, tokens: Sequence[int] | NDArray[np.integer]) -> ModelInput:
@@ -106,3 +169,5 @@ class ModelInput:
             shown = ", ".join(map(str, ids[:6])) + (", ..." if len(ids) > 6 else "")
             return f"ModelInput({len(ids)} tokens: [{shown}])"
         return f"ModelInput({len(self.chunks)} chunks: {sorted(kinds)})"
+
+    __str__ = __repr__

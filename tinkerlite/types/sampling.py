@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from tinkerlite.types.inputs import Params
 from tinkerlite.types.tensors import TensorData
-from tinkerlite.types.training import Params
 
 StopReason = Literal["stop", "length"]
 SamplingClientKind = Literal["snapshot", "inflight"]

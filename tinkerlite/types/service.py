@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tinkerlite.errors import InvalidRequest
+from tinkerlite.types.optimizers import AdamOptimizerConfig, OptimizerConfig
 
 CheckpointType = Literal["training", "sampler", "external"]
 CHECKPOINT_TYPES: dict[str, CheckpointType] = {
@@ -48,12 +49,6 @@ class GetServerCapabilitiesResponse(Response):
     supported_models: list[SupportedModel]
 
 
-class AdamOptimizerConfig(Response):
-    """The optimizer family of a model, fixed for its life."""
-
-    type: str = "adamw"
-
-
 class ModelData(Response):
     """Names of a model's architecture, base weights and tokenizer."""
 
@@ -67,7 +62,7 @@ class GetInfoResponse(Response):
 
     model_id: str
     model_data: ModelData
-    optimizer_config: AdamOptimizerConfig = AdamOptimizerConfig()
+    optimizer_config: OptimizerConfig = AdamOptimizerConfig()
     is_lora: bool | None = None
     lora_rank: int | None = None
     lora_alpha: float | None = None
@@ -112,6 +107,7 @@ class WeightsInfoResponse(Response):
     """What a checkpoint holds."""
 
     base_model: str
+    optimizer_config: OptimizerConfig = AdamOptimizerConfig()
     is_lora: bool
     lora_rank: int | None = None
     lora_alpha: float | None = None

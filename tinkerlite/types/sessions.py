@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field
 
+from tinkerlite.types.inputs import Params
 from tinkerlite.types.service import Response
-from tinkerlite.types.training import Params
 
 ClientSessionFinishReasonType = Literal["success", "errored", "interrupted"]
 

@@ -38,7 +38,7 @@ class TensorData:
             indices that contradict each other.
     """
 
-    __slots__ = ("_array", "_shape", "dtype", "sparse_col_indices", "sparse_crow_indices")
+    __slots__ = ("_array", "_shape", "col_indices", "crow_indices", "dtype")
 
     def __init__(
         self,
@@ -50,15 +50,15 @@ class TensorData:
     ) -> None:
         array = _as_array([] if data is None else data, dtype)
         self.dtype: TensorDtype = "int64" if array.dtype == np.int64 else "float32"
-        self.sparse_crow_indices: NDArray[np.int64] | None = None
-        self.sparse_col_indices: NDArray[np.int64] | None = None
+        self.crow_indices: NDArray[np.int64] | None = None
+        self.col_indices: NDArray[np.int64] | None = None
         if sparse_crow_indices is not None or sparse_col_indices is not None:
             if sparse_crow_indices is None or sparse_col_indices is None or shape is None:
                 raise InvalidTensor("a CSR tensor needs crow indices, column indices and a shape")
-            self.sparse_crow_indices = _as_array(sparse_crow_indices, "int64")
-            self.sparse_col_indices = _as_array(sparse_col_indices, "int64")
+            self.crow_indices = _as_array(sparse_crow_indices, "int64")
+            self.col_indices = _as_array(sparse_col_indices, "int64")
             array = array.reshape(-1)
-            _check_csr(array, self.sparse_crow_indices, self.sparse_col_indices, shape)
+            _check_csr(array, self.crow_indices, self.col_indices, shape)
             self._shape = tuple(shape)
         else:
             if shape is not None and tuple(shape) != array.shape:
@@ -79,6 +79,16 @@ class TensorData:
         detached = tensor.detach().cpu()
         return cls((detached.float() if detached.is_floating_point() else detached).numpy())
 
+    @classmethod
+    def from_torch_sparse(cls, tensor: torch.Tensor, pad_value: int = 0) -> TensorData:
+        """Copy a torch tensor, in CSR form if it is a matrix and smaller that way."""
+        dense = cls.from_torch(tensor)
+        if len(dense.shape) != 2:
+            return dense
+        sparse = dense.to_csr(pad_value)
+        cells = dense.shape[0] * dense.shape[1]
+        return sparse if dense.shape[0] + 1 + 2 * sparse.values.size < cells else dense
+
     @property
     def shape(self) -> list[int]:
         """The dense shape."""
@@ -87,7 +97,17 @@ class TensorData:
     @property
     def is_sparse(self) -> bool:
         """Whether the values are listed in CSR form."""
-        return self.sparse_crow_indices is not None
+        return self.crow_indices is not None
+
+    @property
+    def sparse_crow_indices(self) -> list[int] | None:
+        """Where each row of a CSR matrix begins among the values, and where the last ends."""
+        return None if self.crow_indices is None else self.crow_indices.tolist()
+
+    @property
+    def sparse_col_indices(self) -> list[int] | None:
+        """The column of each value of a CSR matrix."""
+        return None if self.col_indices is None else self.col_indices.tolist()
 
     @property
     def values(self) -> NDArray[Any]:
@@ -101,11 +121,11 @@ class TensorData:
 
     def to_numpy(self, pad_value: int = 0) -> NDArray[Any]:
         """The dense array; cells that a CSR tensor does not list hold `pad_value`."""
-        if self.sparse_crow_indices is None or self.sparse_col_indices is None:
+        if self.crow_indices is None or self.col_indices is None:
             return self._array
         dense = np.full(self._shape, pad_value, dtype=self._array.dtype)
-        rows = np.repeat(np.arange(self._shape[0]), np.diff(self.sparse_crow_indices))
-        dense[rows, self.sparse_col_indices] = self._array
+        rows = np.repeat(np.arange(self._shape[0]), np.diff(self.crow_indices))
+        dense[rows, self.col_indices] = self._array
         return dense
 
     def to_torch(self, pad_value: int = 0) -> torch.Tensor:

@@ -6,16 +6,19 @@ A datum is already shifted: logits at position i are scored against `target_toke
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from tinkerlite.errors import InvalidDatum, InvalidTensor
-from tinkerlite.types.inputs import ModelInput
+from tinkerlite.types.inputs import ModelInput, Params
+from tinkerlite.types.provenance import ProvenanceSpan, ProvenanceSpans
 from tinkerlite.types.tensors import TensorData, TensorDtype
 
-LossFnType = Literal["cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "gspo"]
+LossFnType = Literal[
+    "cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "gspo", "stable_reinforce", "custom"
+]
 LossFnInputs = dict[str, TensorData]
 LossFnOutput = dict[str, TensorData]
 
@@ -37,16 +40,44 @@ class Datum:
 
     Arrays, lists and torch tensors given in `loss_fn_inputs` become `TensorData`.
 
+    Two-dimensional torch targets and weights become CSR where that is smaller.
+
     Raises:
-        InvalidDatum: an input that is not a rectangular array of numbers, naming its field.
+        InvalidDatum: an input that is not a rectangular array of numbers, naming its field; or the
+            one list of spans without the other.
     """
 
     model_input: ModelInput
     loss_fn_inputs: LossFnInputs = field(default_factory=lambda: {})
+    model_input_spans: ProvenanceSpans | None = None
+    """Where the input's tokens come from; see `with_provenance`."""
+    loss_fn_input_spans: ProvenanceSpans | None = None
+    """Where the targets come from."""
 
     def __post_init__(self) -> None:
         converted = {name: _to_tensor(name, value) for name, value in self.loss_fn_inputs.items()}
         object.__setattr__(self, "loss_fn_inputs", converted)
+        if (self.model_input_spans is None) != (self.loss_fn_input_spans is None):
+            raise InvalidDatum("spans come for the model_input and for the loss_fn_inputs, or for neither")
+        for span in [*(self.model_input_spans or ()), *(self.loss_fn_input_spans or ())]:
+            if not isinstance(span, ProvenanceSpan):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise InvalidDatum(f"{span!r} is no PromptProvenanceSpan and no SampledProvenanceSpan")
+
+    def with_provenance(self, model_input: ProvenanceSpans, loss_fn_inputs: ProvenanceSpans) -> Datum:
+        """The same datum, saying from which samples its tokens and its targets come.
+
+        Raises:
+            InvalidDatum: the runs do not cover exactly the tokens, or the targets.
+        """
+        targets = self.loss_fn_inputs.get("target_tokens")
+        for name, spans, length in (
+            ("model_input", model_input, self.model_input.length),
+            ("loss_fn_inputs", loss_fn_inputs, len(targets) if targets is not None else None),
+        ):
+            covered = sum(span.length for span in spans)
+            if length is not None and covered != length:
+                raise InvalidDatum(f"the spans of {name} cover {covered} positions; it has {length}")
+        return replace(self, model_input_spans=model_input, loss_fn_input_spans=loss_fn_inputs)
 
     def __repr__(self) -> str:
         inputs = ", ".join(f"{name}{tensor.shape}" for name, tensor in self.loss_fn_inputs.items())
@@ -63,32 +94,11 @@ def _to_tensor(name: str, value: Any) -> TensorData:
         return value
     try:
         if hasattr(value, "detach"):  # a torch tensor, without importing torch
-            return TensorData.from_torch(value)
+            may_be_sparse = name in ("target_tokens", "weights")
+            return TensorData.from_torch_sparse(value) if may_be_sparse else TensorData.from_torch(value)
         return TensorData(value, LOSS_INPUT_DTYPES.get(name))
     except InvalidTensor as error:
         raise InvalidDatum(f"loss_fn_inputs[{name!r}]: {error}") from error
-
-
-class Params(BaseModel):
-    """Base of the option objects: unknown options are errors, values are frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class AdamParams(Params):
-    """AdamW for one optimizer step. Schedules live in the client: send what this step needs.
-
-    Source: Loshchilov and Hutter 2019 (arXiv:1711.05101).
-    """
-
-    learning_rate: float = Field(default=1e-4, ge=0)
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.95, ge=0, lt=1)
-    eps: float = Field(default=1e-12, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled; multiplied by the learning rate."""
-    grad_clip_norm: float = 0.0
-    """Largest global gradient norm over all trained parameters; 0 or less is off."""
 
 
 class LoraConfig(Params):

@@ -17,14 +17,18 @@ from numpy.typing import NDArray
 from tinkerlite.errors import InvalidRequest
 from tinkerlite.types import (
     Datum,
+    DmelChunk,
     EncodedTextChunk,
     ForwardBackwardOutput,
     ForwardBackwardRequest,
+    ImageAssetPointerChunk,
     ImageChunk,
     LossFnOutput,
     ModelInput,
     ModelInputChunk,
     PromptAltTokens,
+    PromptProvenanceSpan,
+    ProvenanceSpan,
     SampledSequence,
     SampleResponse,
     TensorData,
@@ -66,12 +70,12 @@ def _encode_tensor(tensor: TensorData, message: pb.Tensor) -> None:
     message.dtype = pb.DTYPE_INT64 if tensor.dtype == "int64" else pb.DTYPE_FLOAT32
     message.shape.extend(tensor.shape)
     values = tensor.values.astype(INT64 if tensor.dtype == "int64" else FLOAT32, copy=False)
-    if tensor.sparse_crow_indices is None or tensor.sparse_col_indices is None:
+    if tensor.crow_indices is None or tensor.col_indices is None:
         message.dense = values.tobytes()
     else:
         message.sparse_csr.values = values.tobytes()
-        message.sparse_csr.crow_indices = tensor.sparse_crow_indices.astype(INT64).tobytes()
-        message.sparse_csr.col_indices = tensor.sparse_col_indices.astype(INT64).tobytes()
+        message.sparse_csr.crow_indices = tensor.crow_indices.astype(INT64).tobytes()
+        message.sparse_csr.col_indices = tensor.col_indices.astype(INT64).tobytes()
 
 
 def _values(data: bytes, dtype: int, field: str) -> NDArray[Any]:
@@ -224,7 +228,15 @@ def encode_forward_backward_request(request: ForwardBackwardRequest) -> bytes:
             _encode_chunk(chunk, encoded.model_input.add(), f"data[{index}].model_input[{number}]")
         for name, tensor in datum.loss_fn_inputs.items():
             _encode_tensor(tensor, encoded.loss_fn_inputs[name])
+        encoded.model_input_spans.extend(map(_span, datum.model_input_spans or ()))
+        encoded.loss_fn_input_spans.extend(map(_span, datum.loss_fn_input_spans or ()))
     return message.SerializeToString()
+
+
+def _span(span: ProvenanceSpan) -> pb.ProvenanceSpan:
+    run = pb.TokenRun(sequence_id=span.sequence_id, offset=span.offset, length=span.length)
+    is_prompt = isinstance(span, PromptProvenanceSpan)
+    return pb.ProvenanceSpan(prompt_tokens=run) if is_prompt else pb.ProvenanceSpan(sampled_tokens=run)
 
 
 def _encode_chunk(chunk: ModelInputChunk, message: pb.Chunk, field: str) -> None:
@@ -233,6 +245,10 @@ def _encode_chunk(chunk: ModelInputChunk, message: pb.Chunk, field: str) -> None
         message.image.format = chunk.format
         if chunk.expected_tokens is not None:
             message.image.expected_tokens = chunk.expected_tokens
+    elif isinstance(chunk, DmelChunk):
+        message.dmel.dmel = chunk.dmel
+    elif isinstance(chunk, ImageAssetPointerChunk):
+        raise WireError(f"{field} points to an image; a request to train has the image itself")
     else:
         message.encoded_text.tokens = _token_bytes(chunk.tokens, field)
 

@@ -130,9 +130,7 @@ class _Asked:
 def _row_of_each_value(tensor: TensorData) -> Ids:
     """The matrix row in which each stored value stands."""
     rows, columns = tensor.shape
-    per_row = (
-        np.full(rows, columns) if tensor.sparse_crow_indices is None else np.diff(tensor.sparse_crow_indices)
-    )
+    per_row = np.full(rows, columns) if tensor.crow_indices is None else np.diff(tensor.crow_indices)
     return np.repeat(np.arange(rows), per_row)
 
 

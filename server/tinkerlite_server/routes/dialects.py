@@ -160,8 +160,8 @@ def _sample(body: bytes) -> bytes:
 def _tensor(tensor: TensorData) -> dict[str, Any]:
     body: dict[str, Any] = {"data": tensor.data, "dtype": tensor.dtype, "shape": tensor.shape}
     if tensor.sparse_crow_indices is not None and tensor.sparse_col_indices is not None:
-        body["sparse_crow_indices"] = tensor.sparse_crow_indices.tolist()
-        body["sparse_col_indices"] = tensor.sparse_col_indices.tolist()
+        body["sparse_crow_indices"] = tensor.sparse_crow_indices
+        body["sparse_col_indices"] = tensor.sparse_col_indices
     return body
 
 

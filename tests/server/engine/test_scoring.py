@@ -82,9 +82,8 @@ def test_sparse_targets_are_answered_cell_by_cell_in_their_own_layout(any_folder
     full, listed = map(targets_of, responses(make_sampler(any_folder), *works))
     assert listed.is_sparse
     assert listed.shape == [29, 7]
-    assert listed.sparse_crow_indices is not None
-    assert listed.sparse_crow_indices.tolist() == sparse.sparse_crow_indices.tolist()  # type: ignore[union-attr]
-    assert listed.sparse_col_indices.tolist() == sparse.sparse_col_indices.tolist()  # type: ignore[union-attr]
+    assert listed.sparse_crow_indices == sparse.sparse_crow_indices
+    assert listed.sparse_col_indices == sparse.sparse_col_indices
     np.testing.assert_array_equal(listed.to_numpy(), full.to_numpy())
     np.testing.assert_allclose(
         full.to_numpy(), gathered(any_folder, prompt, dense.to_numpy()), atol=2e-5, rtol=0
