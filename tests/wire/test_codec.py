@@ -185,7 +185,9 @@ def test_where_the_tokens_of_a_datum_come_from_is_sent_with_it():
 def test_a_pointer_to_an_image_cannot_be_trained_on():
     pointer = ImageAssetPointerChunk(location="s3://picture", format="png", expected_tokens=1)
     with pytest.raises(WireError, match="points to an image"):
-        encode_forward_backward_request(request([Datum(ModelInput(chunks=[pointer]), {"target_tokens": [1]})]))
+        encode_forward_backward_request(
+            request([Datum(ModelInput(chunks=[pointer]), {"target_tokens": [1]})])
+        )
 
 
 # ---- results ----
