@@ -32,7 +32,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
     folder = tmp_path_factory.mktemp("official")
     model = str(make_tiny_model(folder / "tiny"))
     arguments = ("--model", model, "--port", "0", "--data-dir", str(folder / "data"), "--dtype", "float32")
-    with server_process(*arguments) as (_, url):
+    keys = ("--api-key", "tml-any", "--api-key", "tml-other")
+    with server_process(*arguments, *keys) as (_, url):
         yield url, model
 
 

@@ -1,4 +1,7 @@
-"""What every test here needs: a server, and clients of it."""
+"""What every test here needs: a server, and clients of it.
+
+The server lets in the key of the environment, and tml-other, whose owner is someone else.
+"""
 
 from __future__ import annotations
 

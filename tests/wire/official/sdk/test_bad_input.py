@@ -15,6 +15,9 @@ from tinker import RestClient, SamplingClient, ServiceClient, TrainingClient, ty
 AT_ONCE = 5.0
 """Seconds. Clients repeat for minutes what they take for trouble on the line."""
 
+OTHER_KEY = "tml-other"
+"""Let in as well, as someone else."""
+
 ONES = [1.0] * 4
 TARGETS = SEQUENCE[1:]
 NAN = float("nan")
@@ -206,6 +209,38 @@ def test_what_is_not_there_is_said_not_to_be(rest: RestClient, ask: Callable[[Re
 def test_a_key_that_is_no_key_never_leaves_the_client(url: str):
     with refused("tml-", Exception):
         ServiceClient(base_url=url, api_key="sk-wrong").create_sampling_client(base_model="any").result()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda service, rest, model: service.create_sampling_client(base_model=model),
+        lambda service, rest, model: service.create_lora_training_client(model),
+        lambda service, rest, model: rest.list_sessions(),
+    ],
+)
+def test_a_key_that_is_not_let_in_is_said_to_be_wrong(
+    url: str, base_model: str, ask: Callable[[ServiceClient, RestClient, str], Any]
+):
+    with refused("key", tinker.AuthenticationError):
+        service = ServiceClient(base_url=url, api_key="tml-wrong")
+        rest = RestClient(base_url=url, api_key="tml-wrong")
+        ask(service, rest, base_model).result()
+
+
+def test_what_belongs_to_someone_else_is_not_there(
+    url: str, service: ServiceClient, trainer: TrainingClient, sampler: SamplingClient
+):
+    path = trainer.save_weights_for_sampler("mine").result().path
+    others = RestClient(base_url=url, api_key=OTHER_KEY)
+    with refused("there is no", tinker.NotFoundError):
+        others.get_training_run(trainer.model_id).result()
+    with refused("there is no", tinker.NotFoundError):
+        others.delete_checkpoint_from_tinker_path(path).result()
+    twin = SamplingClient.from_sampler_handle(sampler.get_sampler_handle(), api_key=OTHER_KEY)
+    with refused("there is no", tinker.NotFoundError):
+        twin.sample(PROMPT, 1, types.SamplingParams(max_tokens=1)).result()
+    assert others.list_user_checkpoints().result().checkpoints == []
 
 
 def test_a_prompt_given_through_a_client_of_a_closed_session_says_so(url: str, base_model: str):
