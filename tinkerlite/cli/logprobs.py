@@ -41,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
         logprobs = sampler.compute_logprobs(ModelInput.from_ints(ids)).result()
         model = options.model or sampler.get_base_model()
     if len(logprobs) != len(ids):
-        raise APIResponseValidationError(f"the server sent {len(logprobs)} logprobs for {len(ids)} tokens")
+        message = f"the server sent {len(logprobs)} logprobs for {len(ids)} tokens"
+        raise APIResponseValidationError(message=message)
     tokens = [
         ScoredToken(token, decoded(tokenizer, [token]), logprob)
         for token, logprob in zip(ids, logprobs, strict=True)

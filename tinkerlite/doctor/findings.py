@@ -90,7 +90,7 @@ def apart(one: NDArray[np.float32], other: NDArray[np.float32]) -> tuple[float, 
     """
     if one.shape != other.shape:
         raise APIResponseValidationError(
-            f"{one.size} and {other.size} logprobs came back for the same tokens"
+            message=f"{one.size} and {other.size} logprobs came back for the same tokens"
         )
     differences = np.abs(one.astype(np.float64) - other.astype(np.float64))
     return float(differences.mean()), float(differences.max())

@@ -38,7 +38,7 @@ def only(response: SampleResponse) -> SampledSequence:
     """
     if len(response.sequences) != 1:
         raise APIResponseValidationError(
-            f"{len(response.sequences)} completions came back, not the one asked for"
+            message=f"{len(response.sequences)} completions came back, not the one asked for"
         )
     return response.sequences[0]
 
