@@ -10,15 +10,17 @@ from dataclasses import dataclass, replace
 
 from tinkerlite.chunking import combine_outputs, split_into_chunks
 from tinkerlite.connection import Connection
-from tinkerlite.errors import APIStatusError
+from tinkerlite.errors import APIConnectionError, APIStatusError
 from tinkerlite.json_form import forward_backward_to_json
 from tinkerlite.ordering import Turn
 from tinkerlite.progress import ProgressClock
 from tinkerlite.results import forward_backward_result
+from tinkerlite.retry import is_transient
 from tinkerlite.types import Datum, ForwardBackwardOutput, ForwardBackwardRequest, UntypedAPIFuture
 from tinkerlite.wire import PROTOBUF_CONTENT_TYPE, encode_forward_backward_request
 
-_NO_PROTOBUF_HERE = (415, 422)
+_TRIPS_OVER_PROTOBUF = (415, 422, 500)
+"""How servers that read JSON alone answer a body in protobuf."""
 
 
 @dataclass(frozen=True)
@@ -76,33 +78,59 @@ async def send_batch(
 
 
 async def _send(connection: Connection, chunk: PackedChunk, seq_id: int) -> UntypedAPIFuture:
-    """In protobuf; to a server that never took any and refuses it, in JSON."""
-    refusal: APIStatusError | None = None
-    if connection.speaks_protobuf is not False:
-        try:
-            receipt = await connection.submit(
-                "forward_backward",
-                content=_numbered(chunk, seq_id),
-                headers={"Content-Type": PROTOBUF_CONTENT_TYPE},
-            )
-        except APIStatusError as error:
-            if error.status_code not in _NO_PROTOBUF_HERE or connection.speaks_protobuf:
-                raise
-            refusal = error
-        else:
-            connection.speaks_protobuf = True
-            return receipt
-    body = forward_backward_to_json(replace(chunk.request, seq_id=seq_id))
+    """In protobuf; to a server that never took any and trips over it, in JSON."""
+    if connection.speaks_protobuf is None and (receipt := await _try_both(connection, chunk, seq_id)):
+        return receipt
+    if connection.speaks_protobuf is False:
+        return await _submit_json(connection, chunk, seq_id)
+    return await _submit_protobuf(connection, chunk, seq_id)
+
+
+async def _try_both(connection: Connection, chunk: PackedChunk, seq_id: int) -> UntypedAPIFuture | None:
+    """Send a request in the form that the server reads, and remember which; None: nothing was learned.
+
+    Each form is sent once. A server that reads JSON alone may answer protobuf with a 500, which is
+    otherwise taken for a hiccup and repeated for minutes.
+    """
     try:
-        receipt = await connection.submit(
-            "forward" if chunk.request.forward_only else "forward_backward", json=body
-        )
-    except APIStatusError:
-        if refusal is None:
-            raise
-        raise refusal from None
+        receipt = await _submit_protobuf(connection, chunk, seq_id, persist=False)
+    except APIConnectionError:
+        return None
+    except APIStatusError as error:
+        refusal = error
+    else:
+        connection.speaks_protobuf = True
+        return receipt
+    if refusal.status_code not in _TRIPS_OVER_PROTOBUF:
+        if is_transient(refusal):
+            return None
+        raise refusal
+    try:
+        receipt = await _submit_json(connection, chunk, seq_id, persist=False)
+    except (APIConnectionError, APIStatusError) as error:
+        if not is_transient(refusal):
+            raise refusal from None
+        if is_transient(error) or (isinstance(error, APIStatusError) and error.status_code == 415):
+            return None
+        raise
     connection.speaks_protobuf = False
     return receipt
+
+
+async def _submit_protobuf(
+    connection: Connection, chunk: PackedChunk, seq_id: int, *, persist: bool = True
+) -> UntypedAPIFuture:
+    headers = {"Content-Type": PROTOBUF_CONTENT_TYPE}
+    content = _numbered(chunk, seq_id)
+    return await connection.submit("forward_backward", content=content, headers=headers, persist=persist)
+
+
+async def _submit_json(
+    connection: Connection, chunk: PackedChunk, seq_id: int, *, persist: bool = True
+) -> UntypedAPIFuture:
+    path = "forward" if chunk.request.forward_only else "forward_backward"
+    body = forward_backward_to_json(replace(chunk.request, seq_id=seq_id))
+    return await connection.submit(path, json=body, persist=persist)
 
 
 def _numbered(chunk: PackedChunk, seq_id: int) -> bytes:

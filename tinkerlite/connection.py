@@ -121,9 +121,11 @@ class Connection:
         json: object = None,
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        persist: bool = True,
     ) -> UntypedAPIFuture:
-        """Hand in work; the receipt names its result."""
-        response = await self.send("POST", path, json=json, content=content, headers=headers)
+        """Hand in work, once or until the server has it; the receipt names its result."""
+        send = self.send if persist else self.transport.request
+        response = await send("POST", path, json=json, content=content, headers=headers)
         return read_model(response, UntypedAPIFuture)
 
     async def result(

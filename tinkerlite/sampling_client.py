@@ -11,7 +11,14 @@ from typing import Any
 
 from tinkerlite.compat import Ready, offloaded, resolved
 from tinkerlite.connection import Connection
-from tinkerlite.errors import CapabilityError, InvalidRequest, NotFoundError, ResultGoneError
+from tinkerlite.errors import (
+    BadRequestError,
+    CapabilityError,
+    InvalidRequest,
+    NotFoundError,
+    ResultGoneError,
+    UnprocessableEntityError,
+)
 from tinkerlite.future import APIFuture
 from tinkerlite.json_form import prompt_to_json, tensor_to_json
 from tinkerlite.losses import check_prompt
@@ -108,7 +115,7 @@ class SamplingClient(Ready):
             "sampling_session_id": self.sampling_session_id,
             "num_samples": num_samples,
             "prompt": prompt_to_json(prompt),
-            "sampling_params": sampling_params.model_dump(exclude_none=True),
+            "sampling_params": _params_to_json(sampling_params),
             "prompt_logprobs": include_prompt_logprobs,
             "topk_prompt_logprobs": topk_prompt_logprobs,
             "topk_sample_logprobs": topk_sample_logprobs,
@@ -187,24 +194,44 @@ class SamplingClient(Ready):
 async def _create(
     kind: type[SamplingClient], session: Session, model_path: str | None, base_model: str | None
 ) -> SamplingClient:
-    connection = session.connection
+    number = session.next_sampler_number()
+    try:
+        sampler_id = await _create_session(session, number, model_path=model_path, base_model=base_model)
+        if base_model is None:
+            base_model = await _base_model_of(session.connection, sampler_id)
+    except (BadRequestError, UnprocessableEntityError):
+        if model_path is None or base_model is None:
+            raise
+        # Some servers take a path or a base model, and not both, even where they agree.
+        sampler_id = await _create_session(session, number, model_path=model_path)
+        if await _base_model_of(session.connection, sampler_id) != base_model:
+            raise
+    return kind(session, sampler_id, base_model)
+
+
+async def _create_session(session: Session, number: int, **weights: str | None) -> str:
     body = {
         "type": "create_sampling_session",
         "session_id": session.id,
-        "sampling_session_seq_id": session.next_sampler_number(),
+        "sampling_session_seq_id": number,
+        **{name: value for name, value in weights.items() if value is not None},
     }
-    if model_path is not None:
-        body["model_path"] = model_path
-    if base_model is not None:
-        body["base_model"] = base_model
-    created = await connection.ask(
+    created = await session.connection.ask(
         CreateSamplingSessionResponse, "POST", "create_sampling_session", json=body
     )
-    sampler_id = created.sampling_session_id
-    if base_model is None:
-        sampler = await connection.ask(GetSamplerResponse, "GET", f"samplers/{sampler_id}")
-        base_model = sampler.base_model
-    return kind(session, sampler_id, base_model)
+    return created.sampling_session_id
+
+
+async def _base_model_of(connection: Connection, sampler_id: str) -> str:
+    return (await connection.ask(GetSamplerResponse, "GET", f"samplers/{sampler_id}")).base_model
+
+
+def _params_to_json(params: SamplingParams) -> dict[str, Any]:
+    """The parameters that were given; a single stop string as a list, which every server takes."""
+    body = params.model_dump(exclude_none=True)
+    if isinstance(params.stop, str):
+        body["stop"] = [params.stop]
+    return body
 
 
 def _check_complete(response: SampleResponse, body: dict[str, Any]) -> None:

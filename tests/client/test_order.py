@@ -163,6 +163,34 @@ def test_a_server_that_refuses_protobuf_gets_json_under_the_same_number(
     assert sent["loss_fn_inputs"]["target_tokens"] == {"data": [2, 3], "dtype": "int64", "shape": [2]}
 
 
+@pytest.mark.parametrize("status", [415, 422, 500])
+def test_a_server_that_reads_json_alone_gets_json_from_its_first_refusal_on(
+    server: ScriptedServer, training: tinkerlite.TrainingClient, status: int
+):
+    taken = [Answer(body={"request_id": f"fb{number}"}) for number in range(2)]
+    server.script("forward_backward", Answer(status, {"detail": "protobuf?"}), *taken)
+    result = Answer(body={"loss_fn_output_type": "", "loss_fn_outputs": [], "metrics": {"loss:sum": 1.0}})
+    for number in range(2):
+        server.script(f"result of fb{number}", result)
+        training.forward_backward([datum(1, 2)], "cross_entropy").result()
+    kinds = [request.headers["content-type"] for request in server.sent("forward_backward")]
+    assert kinds == ["application/x-protobuf", "application/json", "application/json"]
+
+
+def test_a_first_request_that_json_cannot_mend_either_is_repeated_in_protobuf_until_it_is_taken(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    hiccup, no_json = Answer(500, {"detail": "hiccup"}), Answer(415, {"detail": "protobuf only"})
+    server.script("forward_backward", hiccup, no_json, hiccup)
+    training.forward_backward([datum(1, 2)], "cross_entropy").result()
+    assert [request.headers["content-type"] for request in server.sent("forward_backward")] == [
+        "application/x-protobuf",
+        "application/json",
+        "application/x-protobuf",
+        "application/x-protobuf",
+    ]
+
+
 def test_a_refusal_of_the_data_is_not_mistaken_for_one_of_protobuf(
     server: ScriptedServer, training: tinkerlite.TrainingClient
 ):

@@ -37,6 +37,31 @@ def test_a_request_says_what_was_asked_and_leaves_out_what_was_not(
     }
 
 
+def test_a_single_stop_string_goes_as_a_list_which_every_server_takes(
+    server: ScriptedServer, sampler: tinkerlite.SamplingClient
+):
+    sampler.sample(PROMPT, 1, SamplingParams(stop="END")).result()
+    assert server.sent("asample")[0].json["sampling_params"]["stop"] == ["END"]
+
+
+@pytest.mark.parametrize("is_of", ["tiny", "other"])
+def test_a_server_that_takes_no_base_model_beside_a_path_is_given_the_path_if_they_agree(
+    server: ScriptedServer, service: tinkerlite.ServiceClient, is_of: str
+):
+    server.script("create_sampling_session", Answer(400, {"detail": "exactly one of them"}))
+    server.script("samplers/session:sample:0", Answer(body={"sampler_id": "s", "base_model": is_of}))
+    path = "tinker://run/sampler_weights/a"
+    if is_of == "tiny":
+        service.create_sampling_client(path, "tiny")
+    else:
+        with pytest.raises(errors.BadRequestError, match="exactly one"):
+            service.create_sampling_client(path, "tiny")
+    both, alone = (request.json for request in server.sent("create_sampling_session"))
+    assert (both["base_model"], both["model_path"]) == ("tiny", path)
+    assert "base_model" not in alone
+    assert both["sampling_session_seq_id"] == alone["sampling_session_seq_id"]
+
+
 def test_token_ids_may_be_numpys(server: ScriptedServer, sampler: tinkerlite.SamplingClient):
     sampler.sample(ModelInput.from_ints(np.array([1, 2])), 1, SamplingParams()).result()
     chunk = tinkerlite.EncodedTextChunk(tokens=[np.int64(7)])
