@@ -106,7 +106,10 @@ async def _try_both(connection: Connection, chunk: PackedChunk, seq_id: int) -> 
             return None
         raise refusal
     try:
-        receipt = await _submit_json(connection, chunk, seq_id, persist=False)
+        try:
+            receipt = await _submit_json(connection, chunk, seq_id, persist=False)
+        except APIConnectionError:  # a server that trips may hang up as well
+            receipt = await _submit_json(connection, chunk, seq_id, persist=False)
     except (APIConnectionError, APIStatusError) as error:
         if not is_transient(refusal):
             raise refusal from None

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from tinkerlite.compat import Ready, offloaded, resolved
 from tinkerlite.connection import Connection
 from tinkerlite.errors import (
+    APIResponseValidationError,
     BadRequestError,
     CapabilityError,
     InvalidRequest,
@@ -116,11 +120,15 @@ class SamplingClient(Ready):
             "num_samples": num_samples,
             "prompt": prompt_to_json(prompt),
             "sampling_params": _params_to_json(sampling_params),
+        }
+        # What is not asked for is not mentioned: some servers refuse fields that they do not know.
+        extras = {
             "prompt_logprobs": include_prompt_logprobs,
             "topk_prompt_logprobs": topk_prompt_logprobs,
             "topk_sample_logprobs": topk_sample_logprobs,
             "prompt_alt_tokens_k": prompt_alt_tokens_k,
         }
+        body |= {name: asked for name, asked in extras.items() if asked}
         if target_prompt_logprobs is not None:
             body["target_prompt_logprobs"] = tensor_to_json(target_prompt_logprobs)
         if prompt_logprobs_last_n is not None:
@@ -167,7 +175,7 @@ class SamplingClient(Ready):
                         raise
                 else:
                     _check_complete(response, body)
-                    return response
+                    return _aligned(response, body)
         raise AssertionError("the last round returns or raises")
 
     def get_base_model(self) -> str:
@@ -232,6 +240,21 @@ def _params_to_json(params: SamplingParams) -> dict[str, Any]:
     if isinstance(params.stop, str):
         body["stop"] = [params.stop]
     return body
+
+
+def _aligned(response: SampleResponse, body: dict[str, Any]) -> SampleResponse:
+    """The response with one prompt logprob a token: some servers leave out the first, which is none."""
+    logprobs = response.prompt_logprobs_np
+    if logprobs is None or not all("tokens" in chunk for chunk in body["prompt"]["chunks"]):
+        return response  # only the server knows how long an image is
+    length = sum(len(chunk["tokens"]) for chunk in body["prompt"]["chunks"])
+    if len(logprobs) == length - 1:
+        return replace(response, prompt_logprobs_np=np.concatenate([[np.float32(np.nan)], logprobs]))
+    if len(logprobs) != length:
+        raise APIResponseValidationError(
+            f"the server returned {len(logprobs)} prompt logprobs for a prompt of {length} tokens"
+        )
+    return response
 
 
 def _check_complete(response: SampleResponse, body: dict[str, Any]) -> None:

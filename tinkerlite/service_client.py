@@ -8,7 +8,7 @@ from typing import Any
 from tinkerlite.compat import offloaded
 from tinkerlite.config import ClientConfig, environment
 from tinkerlite.connection import Connection
-from tinkerlite.errors import InvalidRequest, UnprocessableEntityError
+from tinkerlite.errors import BadRequestError, InvalidRequest, UnprocessableEntityError
 from tinkerlite.polling import ResultType
 from tinkerlite.rest_client import RestClient
 from tinkerlite.results import LOAD_STATE, json_result
@@ -112,7 +112,6 @@ class ServiceClient:
         body = {
             "base_model": base_model,
             "lora_config": lora.model_dump(exclude_none=True),
-            "optimizer_config": {"type": "adamw"},
             **({"user_metadata": user_metadata} if user_metadata else {}),
         }
         return self._connection.wait(self._create(body))
@@ -151,8 +150,10 @@ class ServiceClient:
     async def _load(self, body: dict[str, Any]) -> TrainingClient:
         try:
             return await self._new_run("load_weights", body, LOAD_STATE)
-        except UnprocessableEntityError:
-            # Older servers load only into a run that exists already.
+        except (BadRequestError, UnprocessableEntityError) as refusal:
+            # Older servers load only into a run that exists already, and ask for its id.
+            if isinstance(refusal, BadRequestError) and "model_id" not in refusal.message:
+                raise
             saved = await self._connection.ask(
                 WeightsInfoResponse, "POST", "weights_info", json={"tinker_path": body["path"]}
             )

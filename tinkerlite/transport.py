@@ -39,6 +39,7 @@ from tinkerlite.errors import (
 from tinkerlite.lanes import Lanes
 from tinkerlite.local import local_servers
 from tinkerlite.loop import BackgroundLoop
+from tinkerlite.loopback import LoopbackTransport
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -87,16 +88,19 @@ class Transport:
         """
         resources = AsyncExitStack()
         options: dict[str, Any]
+        is_secure = endpoint.base_url.startswith("https")
         if endpoint.local_models:
             app = await resources.enter_async_context(local_servers.lease(endpoint.local_models))
             options = {"transport": httpx.ASGITransport(app, raise_app_exceptions=False)}
+        elif endpoint.is_loopback and not is_secure:
+            # One for all lanes: it keeps no list of requests that would grow with their number.
+            options = {"transport": LoopbackTransport()}
         else:
             # No proxy stands between two processes on one machine, whatever the environment says.
-            # Certificates take a while to load: once, and not at all for plain http.
-            secure = endpoint.base_url.startswith("https")
+            # Certificates take a while to load: once.
             options = {
                 "trust_env": not endpoint.is_loopback,
-                "verify": httpx.create_ssl_context() if secure else False,
+                "verify": httpx.create_ssl_context() if is_secure else False,
                 # Idle connections are dropped before common servers drop them (after 5 s).
                 "limits": httpx.Limits(max_connections=None, keepalive_expiry=3.0),
             }

@@ -10,7 +10,9 @@ Safe from any thread.
 from __future__ import annotations
 
 import secrets
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -26,6 +28,8 @@ from tinkerlite_server.engine.protocols import AdapterConfig
 from tinkerlite_server.errors import BadRequest, Gone, UnknownName
 from tinkerlite_server.schema import lock_folder, open_database
 from tinkerlite_server.tables import Base, CheckpointRow, RunRow, SamplerRow, SessionRow
+
+_REMEMBERED_SAMPLERS = 1024
 
 Row = TypeVar("Row", SessionRow, RunRow, SamplerRow, CheckpointRow)
 Mortal = TypeVar("Mortal", RunRow, SamplerRow)
@@ -43,6 +47,10 @@ class Store:
         self._lock = lock_folder(data_dir)
         self._clock = clock
         self._engine = open_database(data_dir)
+        # Every sample asks for its sampling session, and a query costs half of what its request does.
+        self._remembering = threading.Lock()
+        self._live_samplers: OrderedDict[str, SamplerRow] = OrderedDict()
+        self._endings = 0
 
     def close(self) -> None:
         """Give up the file."""
@@ -158,7 +166,7 @@ class Store:
         Args:
             finish: what its client reported, and details; None if something else ended it.
         """
-        with self._writing() as db:
+        with self._ending_samplers() as db:
             session = db.get(SessionRow, session_id)
             if session is None or session.ended:
                 return [], []
@@ -311,9 +319,18 @@ class Store:
         Raises:
             UnknownName: there is none of this owner's, or it has ended.
         """
+        row = self._live_samplers.get(sampler_id)
+        if row is not None and row.owner == owner:
+            return row
+        endings = self._endings
         row = self.sampler(sampler_id, owner)
         if row.ended:
             raise UnknownName(f"sampling session {sampler_id!r} has ended: {row.ended}")
+        with self._remembering:
+            if endings == self._endings:
+                self._live_samplers[sampler_id] = row
+                if len(self._live_samplers) > _REMEMBERED_SAMPLERS:
+                    self._live_samplers.popitem(last=False)
         return row
 
     def join_sampler(self, sampler_id: str) -> int:
@@ -330,7 +347,7 @@ class Store:
 
     def end_samplers_of_adapter(self, adapter_id: str, reason: str) -> None:
         """The adapter is gone, and with it whatever samples from it."""
-        with self._writing() as db:
+        with self._ending_samplers() as db:
             live = SamplerRow.ended.is_(None)
             db.execute(
                 update(SamplerRow).where(SamplerRow.adapter_id == adapter_id, live).values(ended=reason)
@@ -484,7 +501,7 @@ class Store:
 
     def recover(self, reason: str) -> None:
         """After a start: what was in memory before it has ended."""
-        with self._writing() as db:
+        with self._ending_samplers() as db:
             db.execute(update(RunRow).where(RunRow.ended.is_(None)).values(ended=reason))
             snapshots = SamplerRow.adapter_id.is_not(None) & SamplerRow.folder.is_(None)
             db.execute(update(SamplerRow).where(SamplerRow.ended.is_(None), snapshots).values(ended=reason))
@@ -535,6 +552,15 @@ class Store:
     def _reading(self) -> Iterator[Session]:
         with Session(self._engine, expire_on_commit=False) as session:
             yield session
+
+    @contextmanager
+    def _ending_samplers(self) -> Iterator[Session]:
+        """Around what ends sampling sessions: none of them is remembered as live afterwards."""
+        with self._writing() as db:
+            yield db
+        with self._remembering:
+            self._endings += 1
+            self._live_samplers.clear()
 
     @contextmanager
     def _writing(self) -> Iterator[Session]:

@@ -30,10 +30,6 @@ def test_a_request_says_what_was_asked_and_leaves_out_what_was_not(
         "num_samples": 2,
         "prompt": {"chunks": [{"type": "encoded_text", "tokens": [1, 2, 3]}]},
         "sampling_params": {"max_tokens": 5, "stop": [], "temperature": 0.5, "top_k": -1, "top_p": 1.0},
-        "prompt_logprobs": False,
-        "topk_prompt_logprobs": 0,
-        "topk_sample_logprobs": 0,
-        "prompt_alt_tokens_k": 0,
     }
 
 
@@ -102,6 +98,24 @@ def test_what_was_asked_for_and_left_out_is_an_error_and_not_none(
 ):
     with pytest.raises(errors.CapabilityError, match=missing):
         sampler.sample(PROMPT, 1, SamplingParams(), **asked).result()
+
+
+@pytest.mark.parametrize("returned", [[np.nan, -1.0, -2.0], [-1.0, -2.0]])
+def test_a_prompt_has_a_logprob_for_each_token_even_where_the_server_leaves_out_the_first(
+    server: ScriptedServer, sampler: tinkerlite.SamplingClient, returned: list[float]
+):
+    scored = dataclasses.replace(sampled([1]), prompt_logprobs_np=np.array(returned, np.float32))
+    server.script("result of asample-0", protobuf(encode_sample_response(scored)))
+    assert sampler.compute_logprobs(PROMPT).result() == [None, -1.0, -2.0]
+
+
+def test_prompt_logprobs_of_another_number_than_the_tokens_are_an_error(
+    server: ScriptedServer, sampler: tinkerlite.SamplingClient
+):
+    scored = dataclasses.replace(sampled([1]), prompt_logprobs_np=np.array([-1.0], np.float32))
+    server.script("result of asample-0", protobuf(encode_sample_response(scored)))
+    with pytest.raises(errors.APIResponseValidationError, match="1 prompt logprobs for a prompt of 3"):
+        sampler.compute_logprobs(PROMPT).result()
 
 
 def test_scoring_on_a_server_without_prompt_logprobs_is_an_error(sampler: tinkerlite.SamplingClient):

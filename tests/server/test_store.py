@@ -155,6 +155,22 @@ def test_a_folder_is_in_use_while_a_checkpoint_or_a_live_sampling_session_names_
     assert store.folders_in_use() == set()
 
 
+def test_a_sampling_session_in_use_is_not_taken_for_live_beyond_its_end(store: Store):
+    store.add_sampler(sampler("one", adapter_id="a"))
+    store.add_sampler(sampler("two", adapter_id="b"))
+    for _ in range(2):
+        assert store.live_sampler("one", "me").adapter_id == "a"
+        with pytest.raises(UnknownName):
+            store.live_sampler("one", "you")
+    store.end_samplers_of_adapter("a", "newer weights")
+    with pytest.raises(UnknownName, match="newer weights"):
+        store.live_sampler("one", "me")
+    store.live_sampler("two", "me")
+    store.end_session("s", "it was closed")
+    with pytest.raises(UnknownName, match="it was closed"):
+        store.live_sampler("two", "me")
+
+
 def test_after_a_restart_only_what_was_on_disk_is_alive(store: Store):
     store.add_sampler(sampler("base"))
     store.add_sampler(sampler("saved", folder="folder", adapter_id="ckpt"))
