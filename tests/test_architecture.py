@@ -117,7 +117,7 @@ def test_only_the_tokenizer_module_of_the_client_uses_transformers():
 
 
 def test_the_client_depends_on_what_its_distribution_declares():
-    declared = {"httpx", "numpy", "google", "pydantic", "pydantic_core", "rich", "tenacity"}
+    declared = {"h11", "httpx", "numpy", "google", "pydantic", "pydantic_core", "rich", "tenacity"}
     eager = [i for i in imports_of(CLIENT) if not i.deferred and not is_standard(i.module)]
     wrong = [i for i in eager if not i.is_of("tinkerlite", *declared)]
     assert not wrong, broken(wrong)

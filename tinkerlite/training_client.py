@@ -202,8 +202,7 @@ class TrainingClient(Ready):
         body = {
             "type": "save_weights",
             "path": _checked_name(name),
-            "overwrite": overwrite,
-            **_given(ttl_seconds=ttl_seconds, user_metadata=user_metadata),
+            **_given(ttl_seconds=ttl_seconds, user_metadata=user_metadata, overwrite=overwrite or None),
         }
         return self._run("save_weights", body, SAVE_STATE)
 
@@ -244,7 +243,7 @@ class TrainingClient(Ready):
             return self.create_sampling_client(_present(path, "path"))
         body = {
             "type": "save_weights_for_sampler",
-            "kind": kind,
+            **_given(kind=None if kind == "snapshot" else kind),
             "sampling_session_seq_id": self._session.next_sampler_number(),
         }
         saved = self._run("save_weights_for_sampler", body, SAVE_FOR_SAMPLER).result()
@@ -328,7 +327,7 @@ def _checked_name(name: str) -> str:
 
 
 def _given(**fields: object) -> dict[str, object]:
-    """Those that are not None: the protocol leaves out what is not given."""
+    """Those that are not None: what is not given is not mentioned, as some servers refuse unknown fields."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
