@@ -245,15 +245,15 @@ def _params_to_json(params: SamplingParams) -> dict[str, Any]:
 def _aligned(response: SampleResponse, body: dict[str, Any]) -> SampleResponse:
     """The response with one prompt logprob a token: some servers leave out the first, which is none."""
     logprobs = response.prompt_logprobs_np
-    if logprobs is None or not all("tokens" in chunk for chunk in body["prompt"]["chunks"]):
+    if not body.get("prompt_logprobs") or logprobs is None:
+        return response
+    if not all("tokens" in chunk for chunk in body["prompt"]["chunks"]):
         return response  # only the server knows how long an image is
     length = sum(len(chunk["tokens"]) for chunk in body["prompt"]["chunks"])
-    if len(logprobs) == length - 1:
+    if len(logprobs) == length - 1 and not np.isnan(logprobs[:1]).any():
         return replace(response, prompt_logprobs_np=np.concatenate([[np.float32(np.nan)], logprobs]))
     if len(logprobs) != length:
-        raise APIResponseValidationError(
-            f"the server returned {len(logprobs)} prompt logprobs for a prompt of {length} tokens"
-        )
+        raise APIResponseValidationError(f"prompt logprobs: {len(logprobs)} came back for {length} tokens")
     return response
 
 

@@ -114,7 +114,7 @@ def test_prompt_logprobs_of_another_number_than_the_tokens_are_an_error(
 ):
     scored = dataclasses.replace(sampled([1]), prompt_logprobs_np=np.array([-1.0], np.float32))
     server.script("result of asample-0", protobuf(encode_sample_response(scored)))
-    with pytest.raises(errors.APIResponseValidationError, match="1 prompt logprobs for a prompt of 3"):
+    with pytest.raises(errors.APIResponseValidationError, match="1 came back for 3 tokens"):
         sampler.compute_logprobs(PROMPT).result()
 
 
