@@ -253,7 +253,9 @@ def _aligned(response: SampleResponse, body: dict[str, Any]) -> SampleResponse:
     if len(logprobs) == length - 1 and not np.isnan(logprobs[:1]).any():
         return replace(response, prompt_logprobs_np=np.concatenate([[np.float32(np.nan)], logprobs]))
     if len(logprobs) != length:
-        raise APIResponseValidationError(f"prompt logprobs: {len(logprobs)} came back for {length} tokens")
+        raise APIResponseValidationError(
+            message=f"prompt logprobs: {len(logprobs)} came back for {length} tokens"
+        )
     return response
 
 
