@@ -21,8 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tinkerlite.errors import InvalidRequest
 from tinkerlite_server.engine.protocols import Engine
 from tinkerlite_server.errors import BadRequest, Busy, Forbidden, Gone, ServerError, UnknownName
-from tinkerlite_server.routes import router
+from tinkerlite_server.routes import openai, router
 from tinkerlite_server.routes.exchange import reply
+from tinkerlite_server.routes.openai.refusals import error_body
 from tinkerlite_server.service import Service
 from tinkerlite_server.settings import Settings
 
@@ -57,6 +58,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     app = FastAPI(title="tinkerlite", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.service = service
     app.include_router(router)
+    app.include_router(openai.router)
     for kind in STATUSES:
         app.add_exception_handler(kind, _answer_error)
     app.add_exception_handler(StarletteHTTPException, _answer_http_error)
@@ -74,7 +76,7 @@ def _answer_error(request: Request, error: Exception) -> Response:
         headers["WWW-Authenticate"] = "X-API-Key"
     if status == 500:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return reply({"detail": str(error)}, status, **headers)
+    return _refusal(request.url.path, status, error, **headers)
 
 
 def _answer_http_error(request: Request, error: Exception) -> Response:
@@ -82,14 +84,21 @@ def _answer_http_error(request: Request, error: Exception) -> Response:
     detail = str(error.detail)
     if error.status_code in (404, 405):
         detail = f"{request.method} {request.url.path} is not a route of this server"
-    return reply({"detail": detail}, error.status_code, **(error.headers or {}))
+    return _refusal(request.url.path, error.status_code, detail, **(error.headers or {}))
 
 
 def _answer_query_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
-    return reply({"detail": f"{request.method} {request.url.path}: {field}: {first['msg']}"}, 400)
+    return _refusal(request.url.path, 400, f"{request.method} {request.url.path}: {field}: {first['msg']}")
+
+
+def _refusal(path: str, status: int, error: Exception | str, **headers: str) -> Response:
+    """An error answer, in the shape that the surface's clients read."""
+    if path.startswith(f"{openai.PREFIX}/"):
+        return reply(error_body(status, error), status, **headers)
+    return reply({"detail": str(error)}, status, **headers)
 
 
 class Boundary:
@@ -129,9 +138,9 @@ class Boundary:
         try:
             await self._app(scope, bounded, watched)
         except ClientDisconnect:
-            logger.info("%s %s: the client left before its request was read", scope["method"], scope["path"])
+            logger.info("%s %s: the client left before it had its answer", scope["method"], scope["path"])
         except Exception:  # recorded, and the other requests go on
             logger.exception("%s %s failed", scope["method"], scope["path"])
             if not answered:
-                error = reply({"detail": "an error in the server; its log has the details"}, 500)
+                error = _refusal(scope["path"], 500, "an error in the server; its log has the details")
                 await error(scope, receive, send)

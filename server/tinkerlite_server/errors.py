@@ -24,7 +24,15 @@ class UserError(ServerError):
 
 
 class BadRequest(UserError):
-    """Malformed, unsupported or contradictory."""
+    """Malformed, unsupported or contradictory.
+
+    Args:
+        field: the one that is wrong, where it is one; the message names it too.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class UnknownName(UserError):

@@ -14,7 +14,7 @@ from typing import Any
 from tinkerlite.wire import encode_sample_response
 from tinkerlite_server.adapters import Adapters
 from tinkerlite_server.checkpoint_folders import CheckpointFolders
-from tinkerlite_server.engine.protocols import Engine, SampleResult, TrainBatch, TrainOutput
+from tinkerlite_server.engine.protocols import Engine, SampledToken, SampleResult, TrainBatch, TrainOutput
 from tinkerlite_server.errors import BadRequest, ServerError, UnknownName
 from tinkerlite_server.futures import Done
 from tinkerlite_server.model_card import model_card
@@ -193,8 +193,8 @@ class Executor:
             self._adapters.prepare(work.adapter_id, work.base_model, self._folder_of(sample))
         self._engine.submit(work)
 
-    def sampling_step(self) -> list[SampleResult]:
-        """One step of everything that samples; what finished in it."""
+    def sampling_step(self) -> list[SampleResult | SampledToken]:
+        """One step of everything that samples; new tokens to report, and what finished."""
         return self._engine.step()
 
     def cancel_sample(self, request_id: str) -> None:

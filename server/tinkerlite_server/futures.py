@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -69,6 +69,9 @@ class _Entry:
     settled_at: float = 0.0
     first_fetched_at: float | None = None
     waiters: list[_Waiter] = field(default_factory=lambda: [])
+    progress: list[Any] = field(default_factory=lambda: [])
+    """What was reported, and not yet followed."""
+    followers: list[_Waiter] = field(default_factory=lambda: [])
 
     @property
     def size_bytes(self) -> int:
@@ -163,17 +166,30 @@ class FutureTable:
             self._unfetched[request_id] = entry
             self._bytes += entry.size_bytes
             self._evict_over_budget(keep=request_id)
-            waiters, entry.waiters = entry.waiters, []
+            waiters = [*entry.waiters, *entry.followers]
+            entry.waiters, entry.followers = [], []
             if entry.group is not None:
                 failed = isinstance(outcome, Failed)
                 self._completions.add(entry.group, request_id, failed=failed, size_bytes=entry.size_bytes)
                 waiters += self._group_waiters.pop(entry.group, [])
         _wake(waiters)
 
+    def report(self, request_id: str, progress: Sequence[Any]) -> None:
+        """Hand what a pending request has made so far to the one who follows it."""
+        with self._lock:
+            entry = self._entries.get(request_id)
+            if entry is None or entry.outcome is not None:
+                return
+            entry.progress.extend(progress)
+            followers, entry.followers = entry.followers, []
+        _wake(followers)
+
     # ---- fetching ----
 
-    async def wait(self, request_id: str, owner: str, seconds: float) -> Outcome | None:
-        """The outcome, as soon as there is one; None if there is none after `seconds`.
+    async def wait(self, request_id: str, owner: str, seconds: float | None) -> Outcome | None:
+        """The outcome, as soon as there is one; None if there is none after `seconds` (None: for ever).
+
+        None also when the server stops.
 
         Raises:
             UnknownName: no such request, or not this owner's.
@@ -220,6 +236,30 @@ class FutureTable:
                 if entry is not None and entry.group == group and entry.outcome is not None:
                     self._remove(request_id, remember=True)
 
+    async def follow(self, request_id: str, owner: str) -> AsyncIterator[list[Any]]:
+        """What is reported of a request, as it comes; ends when there is an outcome, or the server stops.
+
+        For one follower: nothing is handed out twice.
+
+        Raises:
+            UnknownName: no such request, or not this owner's.
+            Gone: its result was kept long enough.
+        """
+        while True:
+            with self._lock:
+                entry = self._entry(request_id, owner)
+                progress, entry.progress = entry.progress, []
+                if not progress:
+                    if entry.outcome is not None or self._closing:
+                        return
+                    waiter = _new_waiter(entry.followers)
+                else:
+                    waiter = None
+            if waiter is None:
+                yield progress
+            else:
+                await _sleep(waiter, None)
+
     def _entry(self, request_id: str, owner: str) -> _Entry:
         entry = self._entries.get(request_id)
         if entry is not None and entry.owner == owner:
@@ -249,7 +289,8 @@ class FutureTable:
         """Send every waiter away empty-handed, now and from now on: the server is stopping."""
         with self._lock:
             self._closing = True
-            waiters = [waiter for entry in self._entries.values() for waiter in entry.waiters]
+            entries = list(self._entries.values())
+            waiters = [waiter for entry in entries for waiter in (*entry.waiters, *entry.followers)]
             waiters += [waiter for group in self._group_waiters.values() for waiter in group]
         _wake(waiters)
 
@@ -310,8 +351,8 @@ def _new_waiter(waiters: list[_Waiter]) -> _Waiter:
     return waiter
 
 
-async def _sleep(waiter: _Waiter, seconds: float) -> None:
-    """Until it is woken, or that long."""
+async def _sleep(waiter: _Waiter, seconds: float | None) -> None:
+    """Until it is woken, or that long; None is for ever."""
     with suppress(TimeoutError):
         await asyncio.wait_for(waiter[1], seconds)
 

@@ -120,6 +120,11 @@ class SampleQueue:
         """Whether anything queued or running samples from this adapter."""
         return self._adapters[adapter_id] > 0
 
+    def folders(self) -> set[str]:
+        """Checkpoint folders that anything queued or running samples from."""
+        waiting = [sample for line in self._lines.values() for sample in line.values()]
+        return {each.folder for each in (*waiting, *self._running.values()) if each.folder is not None}
+
     def _leave(self, sample: Sample) -> None:
         self._size -= sample.work.num_samples
         self._adapters[sample.work.adapter_id] -= 1

@@ -41,6 +41,7 @@ class SampleQuestion:
     prompt_logprobs_last_n: int | None = None
     target_prompt_logprobs: TensorData | None = None
     prompt_alt_tokens_k: int = 0
+    stream: bool = False
 
 
 def sample_work(
@@ -80,6 +81,7 @@ def sample_work(
         target_prompt_logprobs=question.target_prompt_logprobs,
         prompt_alt_tokens_k=question.prompt_alt_tokens_k,
         prompt_seed=prompt_seed(params.seed),
+        stream=question.stream,
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 from tinkerlite_server.boundary import as_failure, attempt
+from tinkerlite_server.engine.protocols import SampledToken, SampleResult
 from tinkerlite_server.errors import ServerError
 from tinkerlite_server.executor import Executor, sample_answer
 from tinkerlite_server.futures import Done, Failed, FutureTable
@@ -56,6 +58,11 @@ class SamplingLane:
         with self._wake:
             return self._queue.why_waiting(request_id)
 
+    def folders_in_use(self) -> set[str]:
+        """Checkpoint folders that anything accepted samples from."""
+        with self._wake:
+            return self._queue.folders()
+
     # ---- running ----
 
     def step(self) -> bool:
@@ -75,7 +82,11 @@ class SamplingLane:
         if isinstance(results, ServerError):
             self._end_all(results)
             return True
+        for key, tokens in _by_key(results).items():
+            self._futures.report(key, tokens)
         for result in results:
+            if isinstance(result, SampledToken):
+                continue
             with self._wake:
                 known = self._queue.finish(result.key) is not None
             if known:
@@ -95,3 +106,12 @@ class SamplingLane:
         for request_id in running:
             self._executor.cancel_sample(request_id)
             self._end(request_id, error)
+
+
+def _by_key(results: Sequence[SampleResult | SampledToken]) -> dict[str, list[SampledToken]]:
+    """New tokens by the request that follows them."""
+    streams: dict[str, list[SampledToken]] = {}
+    for result in results:
+        if isinstance(result, SampledToken):
+            streams.setdefault(result.key, []).append(result)
+    return streams

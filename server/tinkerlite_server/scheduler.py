@@ -87,6 +87,10 @@ class Scheduler:
         """Free the weights of a sampling session that ended."""
         self._later(lambda: self._executor.drop_snapshot(adapter_id))
 
+    def folders_in_use(self) -> set[str]:
+        """Checkpoint folders that accepted sample requests need."""
+        return self._sampling.folders_in_use()
+
     def give_up_gaps(self) -> None:
         """Fail what has waited too long for an operation that never came."""
         self._training.give_up_gaps()

@@ -48,6 +48,7 @@ class Service:
         limits = settings.limits
         self.settings = settings
         self.catalog = engine.catalog
+        self.tokenizer = engine.tokenizer
         self.keyring = Keyring(settings.api_keys)
         self.store = Store(settings.data_dir)
         self.links = Links(settings.data_dir, limits.download_seconds)
@@ -114,7 +115,7 @@ class Service:
         used, self._used_runs = self._used_runs, {}
         self.store.touch_runs(used)
         self.store.drop_expired_checkpoints()
-        self._folders.collect(self.store.folders_in_use)
+        self._folders.collect(lambda: self.store.folders_in_use() | self.scheduler.folders_in_use())
 
     # ---- models ----
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -175,3 +176,62 @@ def test_closing_sends_waiters_away_at_once():
 def test_fingerprints_tell_where_one_part_ends():
     assert fingerprint("ab", "c") != fingerprint("a", "bc")
     assert fingerprint("ab", "c") == fingerprint("ab", "c")
+
+
+def follow(futures: FutureTable, request_id: str, owner: str = "me") -> list[object]:
+    async def everything() -> list[object]:
+        return [each async for news in futures.follow(request_id, owner) for each in news]
+
+    return asyncio.run(asyncio.wait_for(everything(), 10))
+
+
+def test_a_follower_gets_what_is_reported_in_order_until_there_is_a_result():
+    futures = table()
+    request_id = futures.open("me").request_id
+    futures.report(request_id, [1, 2])
+
+    def later() -> None:
+        futures.report(request_id, [3])
+        time.sleep(0.05)
+        futures.report(request_id, [4, 5])
+        futures.settle(request_id, Done(b"x"))
+        futures.report(request_id, [6])
+
+    threading.Timer(0.05, later).start()
+    assert follow(futures, request_id) == [1, 2, 3, 4, 5]
+    assert fetch(futures, request_id) == Done(b"x")
+
+
+def test_what_was_reported_before_a_result_is_still_followed_after_it():
+    futures = table()
+    request_id = futures.open("me").request_id
+    futures.report(request_id, [1])
+    futures.settle(request_id, Failed("no", "user"))
+    assert follow(futures, request_id) == [1]
+    assert follow(futures, request_id) == []
+
+
+def test_a_stop_of_the_server_ends_what_is_followed():
+    futures = table()
+    request_id = futures.open("me").request_id
+    threading.Timer(0.05, futures.close).start()
+    assert follow(futures, request_id) == []
+
+
+def test_others_requests_are_not_followed():
+    futures = table()
+    with pytest.raises(UnknownName):
+        follow(futures, futures.open("me").request_id, "someone else")
+
+
+def test_reports_do_not_wake_those_who_wait_for_the_result():
+    futures = table()
+    request_id = futures.open("me").request_id
+    futures.report("req-of-nobody", [0])
+
+    async def wait_for_it() -> object:
+        threading.Timer(0.05, futures.report, (request_id, [1])).start()
+        threading.Timer(0.1, futures.settle, (request_id, Done(b"x"))).start()
+        return await futures.wait(request_id, "me", None)
+
+    assert asyncio.run(wait_for_it()) == Done(b"x")

@@ -23,13 +23,16 @@ from tinkerlite.types import (
     PromptAltTokens,
     SampledSequence,
     SampleResponse,
+    StopReason,
     TensorData,
     TopkLogprobs,
 )
 from tinkerlite_server.engine.protocols import (
     AdapterConfig,
+    ChatMessage,
     Floats,
     ModelInfo,
+    SampledToken,
     SampleResult,
     SampleWork,
     TrainBatch,
@@ -41,6 +44,31 @@ VOCAB = 11
 MAX_CONTEXT = 32
 END_OF_TEXT = 10
 Table = NDArray[np.float64]
+
+TEXTS = (b"a", b"b", b" c", b"d", b"\xc3", b"\xa9", b"e\n", b"f", b"gh", b"", b"<end>")
+"""What each token says; 4 and 5 are the halves of an e with an accent, 9 says nothing."""
+
+
+class ToyTokenizer:
+    """Implements `Tokenizer`. A conversation is its contents, each behind an 8, with a 9 at the end."""
+
+    def encode(self, text: str) -> list[int]:
+        rest, tokens = text.encode(), []
+        while rest:
+            token = max((i for i in range(VOCAB) if TEXTS[i] and rest.startswith(TEXTS[i])), default=None)
+            if token is None:
+                raise BadRequest(f"{rest!r} is not in the vocabulary")
+            tokens.append(token)
+            rest = rest[len(TEXTS[token]) :]
+        return tokens
+
+    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        if messages[0]["role"] == "assistant":
+            raise BadRequest("a conversation does not begin with the assistant")
+        return [token for message in messages for token in (8, *self.encode(message["content"]))] + [9]
+
+    def token_bytes(self, token: int) -> bytes:
+        return TEXTS[token]
 
 
 @dataclass(eq=False)
@@ -58,7 +86,7 @@ class _Running:
     table: Table
     generators: list[np.random.Generator]
     tokens: list[list[int]]
-    reasons: list[str | None]
+    reasons: list[StopReason | None]
 
 
 class ToyEngine:
@@ -99,6 +127,10 @@ class ToyEngine:
     @property
     def catalog(self) -> Mapping[str, ModelInfo]:
         return self._catalog
+
+    def tokenizer(self, base_model: str) -> ToyTokenizer:
+        assert base_model in self._catalog
+        return ToyTokenizer()
 
     def run(self, model_id: str) -> ToyRun:
         if model_id not in self._runs:
@@ -219,14 +251,17 @@ class ToyEngine:
         self._called("cancel", key)
         self._running.pop(key, None)
 
-    def step(self) -> list[SampleResult]:
+    def step(self) -> list[SampleResult | SampledToken]:
         self._called("step")
+        new: list[SampleResult | SampledToken] = []
         for running in self._running.values():
             for index in range(running.work.num_samples):
                 if running.reasons[index] is None:
                     _draw(running, index)
+                    if running.work.stream:
+                        new.append(_newest(running, index))
         done = [key for key, running in self._running.items() if all(running.reasons)]
-        return [SampleResult(key, _response(self._running.pop(key))) for key in done]
+        return new + [SampleResult(key, _response(self._running.pop(key))) for key in done]
 
     @property
     def has_work(self) -> bool:
@@ -251,10 +286,25 @@ def _draw(running: _Running, index: int) -> None:
     else:
         token = int(running.generators[index].choice(VOCAB, p=np.exp(log_softmax(logits / work.temperature))))
     tokens.append(token)
-    if token in work.stop_ids:
+    text = b"".join(TEXTS[token] for token in tokens)
+    if token in work.stop_ids or any(stop.encode() in text for stop in work.stop_strings):
         running.reasons[index] = "stop"
     elif len(tokens) == work.max_tokens:
         running.reasons[index] = "length"
+
+
+def _newest(running: _Running, index: int) -> SampledToken:
+    response = _response(running).sequences[index]
+    assert response.logprobs is not None
+    topk = response.topk_logprobs
+    return SampledToken(
+        running.work.key,
+        index,
+        response.tokens[-1],
+        response.logprobs[-1],
+        (topk[-1] or []) if topk else [],
+        running.reasons[index],
+    )
 
 
 def _response(running: _Running) -> SampleResponse:

@@ -23,7 +23,7 @@ from tinkerlite_server.engine.base_model import BaseModel
 from tinkerlite_server.engine.draws import Drawn, draw_tokens
 from tinkerlite_server.engine.lora import Adapter, AdapterRows, adapter_rows
 from tinkerlite_server.engine.prompts import Prompt, PromptState, choose_prompts, read_prompts
-from tinkerlite_server.engine.protocols import EngineLimits, SampleResult
+from tinkerlite_server.engine.protocols import EngineLimits, SampledToken, SampleResult
 from tinkerlite_server.engine.samples import Job, Sample
 from tinkerlite_server.engine.slot_cache import DecodeStream, SlotCache
 from tinkerlite_server.errors import EngineFailure, ServerError
@@ -43,7 +43,7 @@ class Batcher:
         """By key, oldest first: requests with samples that have not started."""
         self._running: list[Sample] = []
         """By slot."""
-        self._results: list[SampleResult] = []
+        self._results: list[SampleResult | SampledToken] = []
 
     @property
     def has_work(self) -> bool:
@@ -61,7 +61,7 @@ class Batcher:
         self._release([slot for slot, sample in enumerate(self._running) if sample.job.work.key == key])
 
     @torch.inference_mode()
-    def step(self) -> list[SampleResult]:
+    def step(self) -> list[SampleResult | SampledToken]:
         """One pass over prompts if any can be read, then one token for every running sample."""
         self._start_what_fits()
         if not any(job.decodes for job, _ in self._admissible()):
@@ -225,6 +225,8 @@ class Batcher:
                 continue
             if topk is not None and job.work.topk_sample_logprobs:
                 sample.add_topk(topk[0][row], topk[1][row])
+            if job.work.stream:
+                self._results.append(sample.newest(reason))
             goes_on[row] = reason is None
             if reason is not None:
                 response = job.finish(sample, reason)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from tinkerlite.types import AdamParams
 from tinkerlite_server.engine.model_pool import ModelPool
+from tinkerlite_server.engine.model_tokenizer import ModelTokenizer
 from tinkerlite_server.engine.protocols import (
     AdapterConfig,
     EngineLimits,
     ModelInfo,
+    SampledToken,
     SampleResult,
     SampleWork,
     TrainBatch,
@@ -33,6 +35,10 @@ class LocalEngine:
     def catalog(self) -> Mapping[str, ModelInfo]:
         """The base models on offer by name."""
         return self._pool.catalog
+
+    def tokenizer(self, base_model: str) -> ModelTokenizer:
+        """See `Engine.tokenizer`."""
+        return self._pool.tokenizer(base_model)
 
     # ---- Trainer ----
 
@@ -92,7 +98,7 @@ class LocalEngine:
         """See `Sampler.cancel`."""
         self._sampler.cancel(key)
 
-    def step(self) -> list[SampleResult]:
+    def step(self) -> list[SampleResult | SampledToken]:
         """See `Sampler.step`."""
         return self._sampler.step()
 

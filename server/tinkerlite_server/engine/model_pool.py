@@ -7,6 +7,7 @@ again when they are next used.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import torch
 
 from tinkerlite_server.engine.base_model import BaseModel
 from tinkerlite_server.engine.catalog import resolve_device
+from tinkerlite_server.engine.model_tokenizer import ModelTokenizer
 from tinkerlite_server.engine.protocols import EngineLimits, ModelInfo
 from tinkerlite_server.errors import UnknownName
 
@@ -31,6 +33,8 @@ class ModelPool:
         self.device = torch.device(resolve_device(limits.device))
         self._budget = limits.max_models_bytes
         self._models: OrderedDict[str, BaseModel] = OrderedDict()
+        self._tokenizers: dict[str, ModelTokenizer] = {}
+        self._loading_tokenizer = threading.Lock()
 
     def get(self, name: str) -> BaseModel:
         """The model, loaded if need be.
@@ -38,13 +42,9 @@ class ModelPool:
         Raises:
             UnknownName: this server does not offer it.
         """
-        if name not in self.catalog:
-            raise UnknownName(
-                f"base model {name!r} is not offered here; this server has {sorted(self.catalog)}"
-            )
+        info = self._info(name)
         if name not in self._models:
             started = time.monotonic()
-            info = self.catalog[name]
             self._models[name] = BaseModel(info, self.device, DTYPES[info.dtype])
             logger.info("loaded %s (%s) in %.1f s", name, info.dtype, time.monotonic() - started)
         self._models.move_to_end(name)
@@ -53,6 +53,25 @@ class ModelPool:
             del self._models[oldest]
             logger.info("evicted %s to stay within %d bytes of base models", oldest, self._budget)
         return self._models[name]
+
+    def tokenizer(self, name: str) -> ModelTokenizer:
+        """The model's tokenizer, loaded if need be and kept. Safe from any thread.
+
+        Raises:
+            UnknownName: this server does not offer the model.
+        """
+        info = self._info(name)
+        with self._loading_tokenizer:
+            if name not in self._tokenizers:
+                self._tokenizers[name] = ModelTokenizer(info.folder)
+            return self._tokenizers[name]
+
+    def _info(self, name: str) -> ModelInfo:
+        if name not in self.catalog:
+            raise UnknownName(
+                f"base model {name!r} is not offered here; this server has {sorted(self.catalog)}"
+            )
+        return self.catalog[name]
 
     @property
     def loaded_bytes(self) -> int:

@@ -4,7 +4,7 @@
 another machine, implements one of them. Knows neither torch nor HTTP.
 
 An engine is not thread-safe: one thread, the scheduler's, makes every call except
-`catalog`, which is read-only and safe from anywhere.
+`catalog` and `tokenizer`, which are read-only and safe from anywhere.
 
 Arrays are numpy; logprobs are float32, natural, untempered.
 """
@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinkerlite.types import AdamParams, SampleResponse, TensorData
+from tinkerlite.types import AdamParams, SampleResponse, StopReason, TensorData
 from tinkerlite_server.errors import ServerError
 
 Ids = NDArray[np.int64]
@@ -170,6 +170,23 @@ class SampleWork:
     the whole distribution."""
     prompt_seed: int = 0
     """What these are drawn from."""
+    stream: bool = False
+    """Also report every token in the step that makes it."""
+
+
+@dataclass(frozen=True, eq=False)
+class SampledToken:
+    """A new token of a SampleWork that streams."""
+
+    key: str
+    index: int
+    """Of the sample, below `num_samples`."""
+    token: int
+    logprob: float
+    topk: list[tuple[int, float]]
+    """The likeliest ids and their logprobs, as many as `topk_sample_logprobs` asks."""
+    stop_reason: StopReason | None
+    """Why this token ends its sample; None if the sample goes on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,13 +220,50 @@ class Sampler(Protocol):
         """Forget work; it yields no result. Unknown keys are ignored."""
         ...
 
-    def step(self) -> list[SampleResult]:
-        """Admit what fits, prefill it, make one token for every running sample; return what finished."""
+    def step(self) -> list[SampleResult | SampledToken]:
+        """Admit what fits, prefill it, make one token for every running sample.
+
+        Returns what finished and, before it, the new tokens of works that stream.
+        """
         ...
 
     @property
     def has_work(self) -> bool:
         """Whether `step` would do anything."""
+        ...
+
+
+# ---- text ----
+
+
+class ChatMessage(TypedDict):
+    """One message of a conversation, as chat templates read it."""
+
+    role: str
+    content: str
+    name: NotRequired[str]
+
+
+class Tokenizer(Protocol):
+    """One base model's way between text and tokens. Safe from any thread."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, with what the tokenizer puts before every text (a BOS token, or nothing)."""
+        ...
+
+    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """The ids of a conversation up to where the assistant speaks next, by the model's own template.
+
+        Raises:
+            BadRequest: the model has no chat template, or it refuses these messages.
+        """
+        ...
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token adds to a text, in UTF-8; may begin or end within a character.
+
+        Special tokens are their names; ids that stand for no token are empty.
+        """
         ...
 
 
@@ -219,6 +273,10 @@ class Engine(Trainer, Sampler, Protocol):
     @property
     def catalog(self) -> Mapping[str, ModelInfo]:
         """The base models on offer by name; their weights load on first use."""
+        ...
+
+    def tokenizer(self, base_model: str) -> Tokenizer:
+        """That of a base model in the catalog. Loading it on first use takes seconds."""
         ...
 
 

@@ -13,9 +13,9 @@ from tinkerlite_server.engine.adapter_loading import load_adapter
 from tinkerlite_server.engine.batcher import Batcher, as_server_error
 from tinkerlite_server.engine.lora import Adapter
 from tinkerlite_server.engine.model_pool import ModelPool
-from tinkerlite_server.engine.protocols import EngineLimits, SampleResult, SampleWork
+from tinkerlite_server.engine.protocols import EngineLimits, SampledToken, SampleResult, SampleWork
 from tinkerlite_server.engine.samples import Job
-from tinkerlite_server.engine.stops import Detokenizer, StopRule, StopStrings
+from tinkerlite_server.engine.stops import StopRule, StopStrings
 from tinkerlite_server.errors import BadRequest, UnknownName
 
 
@@ -29,7 +29,6 @@ class LocalSampler:
         """By id: the base model's name and the factors."""
         self._batchers: dict[str, Batcher] = {}
         """By base model; only those with work, so that an idle model can be evicted."""
-        self._detokenizers: dict[str, Detokenizer] = {}
         self._refused: list[SampleResult] = []
 
     # ---- adapters ----
@@ -74,9 +73,10 @@ class LocalSampler:
             batcher.cancel(key)
         self._let_idle_go()
 
-    def step(self) -> list[SampleResult]:
-        """One step of every base model that has work; what finished."""
-        results, self._refused = self._refused, []
+    def step(self) -> list[SampleResult | SampledToken]:
+        """One step of every base model that has work; new tokens to report, and what finished."""
+        results: list[SampleResult | SampledToken] = [*self._refused]
+        self._refused = []
         for batcher in self._batchers.values():
             results += batcher.step()
         self._let_idle_go()
@@ -94,7 +94,7 @@ class LocalSampler:
     def _job(self, work: SampleWork) -> Job:
         strings = None
         if work.stop_strings:
-            strings = StopStrings(work.stop_strings, self._detokenizer(work.base_model))
+            strings = StopStrings(work.stop_strings, self._pool.tokenizer(work.base_model))
         stop = StopRule(max_tokens=work.max_tokens, stop_ids=work.stop_ids, strings=strings)
         return Job(work, self._adapter(work), stop)
 
@@ -113,14 +113,3 @@ class LocalSampler:
                 f"not to {work.base_model!r}"
             )
         return adapter
-
-    def _detokenizer(self, base_model: str) -> Detokenizer:
-        """Loaded when the first request with stop strings needs it."""
-        if base_model not in self._detokenizers:
-            if base_model not in self._pool.catalog:
-                raise UnknownName(
-                    f"base model {base_model!r} is not offered here; "
-                    f"this server has {sorted(self._pool.catalog)}"
-                )
-            self._detokenizers[base_model] = Detokenizer(self._pool.catalog[base_model].folder)
-        return self._detokenizers[base_model]

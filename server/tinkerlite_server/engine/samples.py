@@ -17,7 +17,7 @@ from tinkerlite.types import SampledSequence, SampleResponse, StopReason, TopkLo
 from tinkerlite_server.engine.draws import DrawRule, uniforms
 from tinkerlite_server.engine.lora import Adapter
 from tinkerlite_server.engine.prompts import PromptState
-from tinkerlite_server.engine.protocols import Floats, SampleWork
+from tinkerlite_server.engine.protocols import Floats, SampledToken, SampleWork
 from tinkerlite_server.engine.scoring import PromptScores
 from tinkerlite_server.engine.stops import StopRule
 from tinkerlite_server.errors import EngineFailure
@@ -128,6 +128,13 @@ class Sample:
         k = self.job.work.topk_sample_logprobs
         self._topk_ids.append(ids[:k])
         self._topk_logprobs.append(logprobs[:k])
+
+    def newest(self, reason: StopReason | None) -> SampledToken:
+        """The last token, for those who follow the sample."""
+        topk: list[tuple[int, float]] = []
+        if self._topk_ids:
+            topk = list(zip(self._topk_ids[-1].tolist(), self._topk_logprobs[-1].tolist(), strict=True))
+        return SampledToken(self.job.work.key, self.index, self.tokens[-1], self._logprobs[-1], topk, reason)
 
     def sequence(self, reason: StopReason) -> SampledSequence:
         """The completion."""

@@ -12,35 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from transformers import AutoTokenizer
 
 from tinkerlite.types import StopReason
+from tinkerlite_server.engine.protocols import Tokenizer
 from tinkerlite_server.errors import BadRequest
 
-_REPLACEMENT = "\ufffd"
-"""What decoders write for bytes that are no character, such as half of an emoji."""
-
-
-class Detokenizer:
-    """Tokens to text, special tokens included."""
-
-    def __init__(self, folder: Path) -> None:
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self._lengths: dict[int, int | None] = {}
-
-    def text(self, tokens: Sequence[int]) -> str:
-        """The tokens' text; a character with missing bytes reads as U+FFFD."""
-        return self._tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    def length(self, token: int) -> int | None:
-        """Characters that this token adds, or None if it begins or ends within one."""
-        if token not in self._lengths:
-            text = self.text([token])
-            self._lengths[token] = None if _REPLACEMENT in text else len(text)
-        return self._lengths[token]
+_CONTINUATION = bytes(range(0x80, 0xC0))
+"""The bytes of a character in UTF-8 that are not its first."""
+_REST_OF_CHARACTER = 3
+"""Most of them in one character."""
 
 
 class StopStrings:
@@ -50,26 +30,26 @@ class StopStrings:
         BadRequest: one of them is empty, which every text contains.
     """
 
-    def __init__(self, strings: Sequence[str], detokenizer: Detokenizer) -> None:
+    def __init__(self, strings: Sequence[str], tokenizer: Tokenizer) -> None:
         if "" in strings:
             raise BadRequest("a stop string is empty: leave it out, or give an empty list for no stops")
         self._strings = tuple(strings)
-        self._detokenizer = detokenizer
-        self._longest = max(map(len, strings))
+        self._tokenizer = tokenizer
+        self._longest_bytes = max(len(string.encode()) for string in strings)
 
     def ended_by_last(self, tokens: Sequence[int]) -> bool:
         """Whether the text of `tokens` contains a stop string, given that without the last it did not.
 
-        Decodes only the last few tokens: the last, and enough before it to hold the longest stop
-        string. The first of them begins with a whole character, so that they read as in full.
+        Looks only at the last token, and at enough before it to hold the longest stop string.
         """
-        start, characters = len(tokens) - 1, 0
-        # One character more than needed: some decoders drop the first token's leading blank.
-        while start > 0 and characters < self._longest:
+        last = self._tokenizer.token_bytes(tokens[-1])
+        start, before = len(tokens) - 1, b""
+        while start > 0 and len(before) < self._longest_bytes + _REST_OF_CHARACTER:
             start -= 1
-            # Parts of characters count for nothing, so the loop never ends on one.
-            characters += self._detokenizer.length(tokens[start]) or 0
-        text = self._detokenizer.text(tokens[start:])
+            before = self._tokenizer.token_bytes(tokens[start]) + before
+        if start > 0:  # what may be the rest of a character that begins further back
+            before = before[:_REST_OF_CHARACTER].lstrip(_CONTINUATION) + before[_REST_OF_CHARACTER:]
+        text = (before + last).decode("utf-8", "replace")
         return any(string in text for string in self._strings)
 
 

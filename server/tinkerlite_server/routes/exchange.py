@@ -140,7 +140,7 @@ def parse(kind: type[B], body: Any) -> B:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "the body"
         value = "" if first["type"] == "missing" else f" (it is {_short(first['input'])})"
-        raise BadRequest(f"{field}: {first['msg']}{value}") from error
+        raise BadRequest(f"{field}: {first['msg']}{value}", field=field) from error
 
 
 def _short(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from tests.tiny import IM_END, make_tiny_model
 from tinkerlite.types import SampleResponse
 from tinkerlite_server.engine.logprobs import target_logprobs
 from tinkerlite_server.engine.lora import Adapter, LoraPair
-from tinkerlite_server.engine.protocols import AdapterConfig, SampleWork
+from tinkerlite_server.engine.protocols import AdapterConfig, SampledToken, SampleWork
 from tinkerlite_server.engine.sampler import LocalSampler
 from tinkerlite_server.engine.streams import PackedStream
 from tinkerlite_server.errors import BadRequest, EngineFailure, ServerError, UnknownName
@@ -404,3 +405,42 @@ def test_one_sample_gone_wrong_ends_its_whole_request_once(untied: tuple[LocalSa
     done = outcomes(sampler, work)
     assert isinstance(done["work"], EngineFailure)
     assert not sampler.has_work
+
+
+# ---- streaming ----
+
+
+def test_works_that_stream_report_every_token_of_their_response_in_the_step_that_makes_it(folder: Path):
+    sampler = make_sampler(folder, max_slots=3)
+    works = [
+        make_work(folder, some_tokens(5), key="streams", num_samples=4, topk_sample_logprobs=2, stream=True),
+        make_work(folder, some_tokens(6), key="waits", num_samples=2, topk_sample_logprobs=3),
+        make_work(folder, some_tokens(7), key="one token", max_tokens=1, stream=True),
+    ]
+    for work in works:
+        sampler.submit(work)
+    tokens: dict[tuple[str, int], list[SampledToken]] = {}
+    done: dict[str, SampleResponse | ServerError] = {}
+    steps = 0
+    while sampler.has_work:
+        steps += 1
+        for result in sampler.step():
+            assert result.key not in done
+            if isinstance(result, SampledToken):
+                tokens.setdefault((result.key, result.index), []).append(result)
+            else:
+                done[result.key] = result.outcome
+    assert steps > 12
+    assert {key for key, _ in tokens} == {"streams", "one token"}
+    for work in (works[0], works[2]):
+        response = done[work.key]
+        assert isinstance(response, SampleResponse)
+        for index, sequence in enumerate(response.sequences):
+            streamed = tokens[work.key, index]
+            assert [each.token for each in streamed] == sequence.tokens
+            assert [each.logprob for each in streamed] == pytest.approx(sequence.logprobs)
+            reasons = [None] * (len(sequence.tokens) - 1) + [sequence.stop_reason]
+            assert [each.stop_reason for each in streamed] == reasons
+            if sequence.topk_logprobs is not None:
+                assert [each.topk for each in streamed] == sequence.topk_logprobs
+        same(response, responses(make_sampler(folder), replace(work, stream=False))[0])
