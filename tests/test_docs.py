@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from types import ModuleType
 
 import pytest
 from fastapi import APIRouter
@@ -47,14 +49,20 @@ def test_the_code_of_the_recipes_page_runs():
 def test_the_protocol_page_lists_the_routes_of_the_server():
     text = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"`(GET|POST|PUT|DELETE) ([a-z_]+[^` ]*)`", text))
-    sections = [import_module(f"{routes.__name__}.{each.name}") for each in iter_modules(routes.__path__)]
-    served = {
-        (method, route.path.removeprefix("/").replace(":path", ""))
-        for section in sections
-        for route in getattr(section, "router", APIRouter()).routes
-        for method in route.methods
-    }
+    served = set(served_by(routes))
     assert documented == served
+
+
+def served_by(package: ModuleType, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Methods and paths of a package of routes; a package within it has a prefix of its own."""
+    for each in iter_modules(package.__path__):
+        section = import_module(f"{package.__name__}.{each.name}")
+        if each.ispkg:
+            yield from served_by(section, section.PREFIX)
+            continue
+        for route in getattr(section, "router", APIRouter()).routes:
+            path = f"{prefix}{route.path}".removeprefix("/").replace(":path", "")
+            yield from ((method, path) for method in route.methods)
 
 
 def test_the_readme_shows_every_check_of_the_doctor(local_service: tinkerlite.ServiceClient):

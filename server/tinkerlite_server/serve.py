@@ -32,7 +32,8 @@ examples:
   tinkerlite serve --model ./student --host 0.0.0.0 --api-key tml-secret
 
 Clients: ServiceClient(base_url="http://127.0.0.1:8000"). The official SDK wants a key that begins
-with tml-, and takes any such key here unless --api-key is given.
+with tml-, and takes any such key here unless --api-key is given. OpenAI's clients sample under
+http://127.0.0.1:8000/oai/api/v1.
 """
 
 

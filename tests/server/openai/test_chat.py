@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.server.openai.surface import HELLO, ask, chat, chat_body, streamed
-from tests.server.served import Caller, sample_body
+from tests.server.served import Caller
 from tests.server.toy_engine import END_OF_TEXT, TEXTS, ToyTokenizer, base_table, log_softmax
 
 PROMPT = ToyTokenizer().encode_chat([{"role": "user", "content": "ab c"}])
@@ -168,4 +168,3 @@ def test_others_sample_as_before_and_nothing_is_kept_of_what_was_answered(caller
     streamed(ask(caller, "/chat/completions", **chat_body(stream=True)))
     assert caller.server.service.futures._entries == before
     assert caller.sample(caller.sampler()).sequences[0].tokens
-    assert sample_body("")["prompt"]

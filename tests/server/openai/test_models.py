@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from tests.server.openai.surface import ask, chat_body, complete, completion_body
-from tests.server.served import Caller, Served
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.server.openai.surface import (
+    PacedEngine,
+    ask,
+    chat_body,
+    complete,
+    completion_body,
+    eventually,
+)
+from tests.server.served import Caller, Served, serving
+from tinkerlite_server.settings import Limits
 
 OAI = "http://server/oai/api/v1"
 
@@ -81,3 +92,25 @@ def test_weights_that_were_deleted_are_not_found(caller: Caller):
     run, kind, name = path.removeprefix("tinker://").split("/")
     caller.request("DELETE", f"/training_runs/{run}/checkpoints/{kind}/{name}")
     assert ask(caller, "/completions", **completion_body(model=path)).status_code == 404
+
+
+def test_a_request_that_was_accepted_is_answered_though_its_weights_are_deleted(tmp_path: Path):
+    engine = PacedEngine()
+    engine.freely = True
+    with serving(engine, tmp_path, limits=Limits(sampler_window=1)) as server, ThreadPoolExecutor() as pool:
+        caller = server.caller()
+        path = saved(caller)
+        engine.freely = False
+        first = pool.submit(complete, caller)
+        eventually(lambda: engine.sampling == 1)
+        second = pool.submit(complete, caller, model=path)
+        eventually(lambda: len(server.service.scheduler.folders_in_use()) == 1)
+        run, kind, name = path.removeprefix("tinker://").split("/")
+        caller.request("DELETE", f"/training_runs/{run}/checkpoints/{kind}/{name}")
+        server.service.sweep()
+        engine.freely = True
+        assert first.result(20)["choices"]
+        assert second.result(20)["choices"]
+        server.service.sweep()
+        assert not server.service.scheduler.folders_in_use()
+        assert not [*(tmp_path / "checkpoints").iterdir()]

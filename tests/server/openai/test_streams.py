@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.server.openai.surface import JSON, PacedEngine, chat_body, completion_body, events, listening
+from tests.server.openai.surface import (
+    JSON,
+    PacedEngine,
+    chat_body,
+    completion_body,
+    events,
+    eventually,
+    listening,
+)
 from tinkerlite_server.errors import EngineFailure
 from tinkerlite_server.service import Service
 from tinkerlite_server.settings import Limits
@@ -36,13 +43,6 @@ def running(engine: PacedEngine, tmp_path: Path) -> Iterator[tuple[httpx.Client,
 @pytest.fixture
 def http(running: tuple[httpx.Client, Service]) -> httpx.Client:
     return running[0]
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 15
-    while not holds():
-        assert time.monotonic() < deadline, "it never came about"
-        time.sleep(0.01)
 
 
 def test_each_token_is_sent_before_the_next_is_sampled(engine: PacedEngine, http: httpx.Client):

@@ -36,17 +36,19 @@ def find_weights(model: str, service: Service, owner: str) -> Weights:
         BadRequest: the two do not belong together, or the path is none of sampler weights.
         UnknownName: there is no such model, or not for this owner.
     """
-    base_model, semicolon, path = model.partition(";")
-    if not semicolon and not model.startswith("tinker://"):
+    base_model, path = "", model
+    if ";tinker://" in model:  # the name of a folder may have a semicolon of its own
+        base_model, path = model.rsplit(";", 1)
+    if not path.startswith("tinker://"):
         return Weights(info=service.model(model))
-    checkpoint = service.store.checkpoint(path or model, owner)
+    checkpoint = service.store.checkpoint(path, owner)
     if checkpoint.kind != "sampler_weights":
         raise BadRequest(
             f"{checkpoint.path} is a training checkpoint; save weights to sample from with "
             "save_weights_for_sampler(name)",
             field="model",
         )
-    if semicolon and base_model != checkpoint.base_model:
+    if base_model not in ("", checkpoint.base_model):
         raise BadRequest(
             f"{checkpoint.path} was trained on {checkpoint.base_model!r}, not on {base_model!r}; "
             "an adapter fits its own base model alone",

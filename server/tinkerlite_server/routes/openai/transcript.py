@@ -102,7 +102,7 @@ def _may_begin_a_stop(text: str, stops: Sequence[str]) -> int:
 
 def whole_text(transcript: Transcript, sequence: SampledSequence) -> Piece:
     """A finished completion's text and tokens."""
-    logprobs = sequence.logprobs or [0.0] * len(sequence.tokens)
+    logprobs = sequence.logprobs or []
     topk = sequence.topk_logprobs or [None] * len(sequence.tokens)
     text: list[str] = []
     tokens: list[ScoredToken] = []
