@@ -82,7 +82,7 @@ def _saved(service: Service, owner: str) -> list[CheckpointRow]:
         page, count = service.store.list_checkpoints(owner, limit=_PAGE, offset=offset)
         offset += _PAGE
         saved += [row for row in page if row.kind == "sampler_weights"]
-    return [row for row in saved if row.expires is None or row.expires > time.time()]
+    return saved
 
 
 def _described(weights: Weights) -> dict[str, Any]:
