@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel
 
+from tinkerlite.capabilities import Capabilities
 from tinkerlite.config import ClientConfig, Endpoint, resolve_endpoint
 from tinkerlite.errors import APIConnectionError, NotFoundError
 from tinkerlite.future import APIFuture
@@ -54,6 +55,7 @@ class Connection:
         self._board = WaitingBoard(self.config.progress_after_seconds)
         self._tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         self.transport, self.server_config = self.loop.call(_open(self.endpoint, self.config, self._tasks))
+        self.capabilities = Capabilities(self.transport)
 
     def start(self, work: Coroutine[Any, Any, T], label: str) -> APIFuture[T]:
         """Begin work on the loop; what one thread starts begins in that order."""

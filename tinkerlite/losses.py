@@ -51,7 +51,7 @@ LOSS_SCHEMAS: Mapping[str, LossSchema] = {
     "ppo": LossSchema(_POLICY, _CLIPS),
     "cispo": LossSchema(_POLICY, _CLIPS),
     "dro": LossSchema(_POLICY),
-    "gspo": LossSchema(_POLICY | {"sequence_ratio_mask"}, _CLIPS),
+    "gspo": LossSchema(_POLICY, _CLIPS | {"sequence_ratio_mask"}),
 }
 
 
@@ -92,8 +92,8 @@ def check_is_data(data: object) -> None:
             raise InvalidDatum(f"data[{index}] is of type {type(datum).__name__}; it must be a Datum")
 
 
-def check_prompt(prompt: object) -> None:
-    """A prompt that a model can read.
+def check_prompt(prompt: object) -> int | None:
+    """A prompt that a model can read: how many tokens, or None where only the server knows it (images).
 
     Raises:
         InvalidInput: no ModelInput, no tokens, or something that is no token id.
@@ -101,7 +101,7 @@ def check_prompt(prompt: object) -> None:
     if not isinstance(prompt, ModelInput):
         raise InvalidInput(f"prompt is of type {type(prompt).__name__}; use ModelInput.from_ints(tokens)")
     try:
-        _check_model_input(prompt, "prompt")
+        return _check_model_input(prompt, "prompt")
     except InvalidDatum as error:
         raise InvalidInput(str(error)) from None
 

@@ -7,17 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from tinkerlite.compat import Ready, offloaded, resolved
 from tinkerlite.connection import Connection
 from tinkerlite.errors import (
-    APIResponseValidationError,
     BadRequestError,
-    CapabilityError,
     InvalidRequest,
     NotFoundError,
     ResultGoneError,
@@ -28,6 +23,14 @@ from tinkerlite.json_form import prompt_to_json, tensor_to_json
 from tinkerlite.losses import check_prompt
 from tinkerlite.progress import ProgressClock
 from tinkerlite.results import sample_result
+from tinkerlite.sample_questions import (
+    as_asked,
+    check_count,
+    check_last_n,
+    check_offered,
+    check_targets,
+    goes_beyond_scoring,
+)
 from tinkerlite.session import Session
 from tinkerlite.tokenizers import Tokenizer, load_tokenizer
 from tinkerlite.types import (
@@ -95,25 +98,22 @@ class SamplingClient(Ready):
             include_prompt_logprobs: also score the prompt: P logprobs, None for the first token.
             topk_prompt_logprobs: also return the k likeliest tokens at each prompt position.
             topk_sample_logprobs: the same at each sampled position.
-            target_prompt_logprobs: int64 (P-1, K), tokens to score at each prompt position after
-                the first; -1 is skipped.
-            prompt_alt_tokens_k: draw this many other tokens at each prompt position after the first.
-            prompt_logprobs_last_n: score only the last n tokens of the prompt.
+            target_prompt_logprobs: int64 (P-1, K), dense or CSR: cell [i, j] is a token to score at
+                prompt position i + 1; -1 asks for nothing. Answered in the same layout, 0 there.
+            prompt_alt_tokens_k: draw this many tokens at each prompt position after the first,
+                independently and at the request's temperature; answered as two (P-1, k) tensors.
+            prompt_logprobs_last_n: score (and rank) only the last n tokens of the prompt.
 
         Raises:
             InvalidRequest, InvalidInput: at once; nothing was sent.
-            CapabilityError: from the future, when the server leaves out what was asked for.
+            CapabilityError: from the future, when the server does not offer what was asked for.
         """
-        check_prompt(prompt)
+        length = check_prompt(prompt)
         if num_samples < 1:
             raise InvalidRequest(f"num_samples is {num_samples}; it must be at least 1")
-        for name, count in (
-            ("topk_prompt_logprobs", topk_prompt_logprobs),
-            ("topk_sample_logprobs", topk_sample_logprobs),
-            ("prompt_alt_tokens_k", prompt_alt_tokens_k),
-        ):
-            if count < 0:
-                raise InvalidRequest(f"{name} is {count}; it must be 0 (off) or more")
+        check_count("topk_prompt_logprobs", topk_prompt_logprobs)
+        check_count("topk_sample_logprobs", topk_sample_logprobs)
+        check_count("prompt_alt_tokens_k", prompt_alt_tokens_k)
         body: dict[str, Any] = {
             "type": "sample",
             "sampling_session_id": self.sampling_session_id,
@@ -130,8 +130,10 @@ class SamplingClient(Ready):
         }
         body |= {name: asked for name, asked in extras.items() if asked}
         if target_prompt_logprobs is not None:
+            check_targets(target_prompt_logprobs, length)
             body["target_prompt_logprobs"] = tensor_to_json(target_prompt_logprobs)
         if prompt_logprobs_last_n is not None:
+            check_last_n(prompt_logprobs_last_n, length, include_prompt_logprobs)
             body["prompt_logprobs_last_n"] = prompt_logprobs_last_n
         return self._connection.start(self._sample("sample", body), "sample")
 
@@ -142,7 +144,7 @@ class SamplingClient(Ready):
 
         None where there is none: at the first token, and before the last n if n is given.
         """
-        check_prompt(prompt)
+        length = check_prompt(prompt)
         body: dict[str, Any] = {
             "type": "sample",
             "sampling_session_id": self.sampling_session_id,
@@ -152,16 +154,19 @@ class SamplingClient(Ready):
             "prompt_logprobs": True,
         }
         if prompt_logprobs_last_n is not None:
+            check_last_n(prompt_logprobs_last_n, length, prompt_logprobs=True)
             body["prompt_logprobs_last_n"] = prompt_logprobs_last_n
         return self._connection.start(self._compute_logprobs(body), "compute_logprobs")
 
     async def _compute_logprobs(self, body: dict[str, Any]) -> list[float | None]:
         response = await self._sample("compute_logprobs", body)
-        assert response.prompt_logprobs is not None, "_sample has checked it"
+        assert response.prompt_logprobs is not None, "as_asked has checked it"
         return response.prompt_logprobs
 
     async def _sample(self, name: str, body: dict[str, Any]) -> SampleResponse:
         async with self._slots:
+            if goes_beyond_scoring(body):
+                check_offered(body, await self._connection.capabilities.of(self._base_model))
             for lost in range(MAX_LOST_RESULTS + 1):
                 numbered = {**body, "seq_id": next(self._numbers)}
                 receipt = await self._connection.submit("asample", json=numbered)
@@ -174,8 +179,7 @@ class SamplingClient(Ready):
                     if lost == MAX_LOST_RESULTS:
                         raise
                 else:
-                    _check_complete(response, body)
-                    return _aligned(response, body)
+                    return as_asked(response, body)
         raise AssertionError("the last round returns or raises")
 
     def get_base_model(self) -> str:
@@ -240,39 +244,3 @@ def _params_to_json(params: SamplingParams) -> dict[str, Any]:
     if isinstance(params.stop, str):
         body["stop"] = [params.stop]
     return body
-
-
-def _aligned(response: SampleResponse, body: dict[str, Any]) -> SampleResponse:
-    """The response with one prompt logprob a token: some servers leave out the first, which is none."""
-    logprobs = response.prompt_logprobs_np
-    if not body.get("prompt_logprobs") or logprobs is None:
-        return response
-    if not all("tokens" in chunk for chunk in body["prompt"]["chunks"]):
-        return response  # only the server knows how long an image is
-    length = sum(len(chunk["tokens"]) for chunk in body["prompt"]["chunks"])
-    if len(logprobs) == length - 1 and not np.isnan(logprobs[:1]).any():
-        return replace(response, prompt_logprobs_np=np.concatenate([[np.float32(np.nan)], logprobs]))
-    if len(logprobs) != length:
-        raise APIResponseValidationError(
-            message=f"prompt logprobs: {len(logprobs)} came back for {length} tokens"
-        )
-    return response
-
-
-def _check_complete(response: SampleResponse, body: dict[str, Any]) -> None:
-    """What was asked for is there, rather than None where numbers are expected."""
-    asked_and_got = {
-        "prompt_logprobs": (body.get("prompt_logprobs"), response.prompt_logprobs_np),
-        "topk_prompt_logprobs": (body.get("topk_prompt_logprobs"), response.topk_prompt_logprobs_np),
-        "topk_sample_logprobs": (
-            body.get("topk_sample_logprobs"),
-            next((each.topk_logprobs_np for each in response.sequences), None),
-        ),
-        "target_prompt_logprobs": (body.get("target_prompt_logprobs"), response.target_prompt_logprobs),
-        "prompt_alt_tokens_k": (body.get("prompt_alt_tokens_k"), response.prompt_alt_tokens),
-    }
-    for name, (asked, got) in asked_and_got.items():
-        if asked and got is None:
-            raise CapabilityError(
-                f"the server returned no {name}, though it was asked to; it may not offer that"
-            )

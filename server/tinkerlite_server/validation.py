@@ -84,6 +84,7 @@ def train_batch(request: ForwardBackwardRequest, info: ModelInfo, limits: Limits
         field = f"data[{index}]"
         _check_room(datum, room, field)
         example = _example(datum, request.loss_fn, schema, info, field)
+        _check_bounds(example.inputs, config, f"{field}.loss_fn_inputs")
         room -= example.target_tokens.size * (1 + len(example.inputs))
         examples.append(example)
     return TrainBatch(
@@ -148,6 +149,23 @@ def _check_input_names(datum: Datum, loss_fn: str, schema: LossSchema, field: st
         raise BadRequest(
             f"{field}.loss_fn_inputs has {unknown}, which {loss_fn} does not take; "
             f"it takes {sorted(needed | set(schema.allows))}"
+        )
+
+
+def _check_bounds(inputs: Mapping[str, Floats], config: Mapping[str, float], field: str) -> None:
+    """Bounds of each token are those of a ratio; a mask counts tokens: neither is below 0."""
+    for name in (*_CLIPS, "sequence_ratio_mask"):
+        if name in inputs and (inputs[name] < 0).any():
+            place = int(np.argmax(inputs[name] < 0))
+            raise BadRequest(f"{field}[{name!r}] is {inputs[name][place]} at [{place}]; it must be 0 or more")
+    low, high = (inputs.get(name, config.get(name)) for name in _CLIPS)
+    if low is None or high is None:
+        return
+    above = np.atleast_1d(np.asarray(low, np.float32) > np.asarray(high, np.float32))
+    if above.any():
+        raise BadRequest(
+            f"{field}: clip_low_threshold is above clip_high_threshold at [{int(np.argmax(above))}]; they "
+            "bound the ratio itself, such as 0.8 and 1.2"
         )
 
 

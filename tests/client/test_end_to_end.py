@@ -14,7 +14,7 @@ import torch
 
 import tinkerlite
 from tinkerlite import errors
-from tinkerlite.types import AdamParams, Datum, ModelInput, SamplingParams
+from tinkerlite.types import AdamParams, Datum, ModelInput, SamplingParams, TensorData
 
 STEP = AdamParams(learning_rate=1e-2)
 TEXT = [40, 41, 42, 43, 44, 45, 46, 47, 48, 49]
@@ -85,6 +85,46 @@ def test_topk_holds_the_likeliest_tokens_first(sampler: tinkerlite.SamplingClien
     assert response.topk_prompt_logprobs is not None
     assert response.topk_prompt_logprobs[0] is None
     assert all(row and row[0][1] >= row[1][1] for row in response.topk_prompt_logprobs[1:])
+
+
+def test_tokens_named_along_the_prompt_are_scored_in_the_layout_that_names_them(
+    sampler: tinkerlite.SamplingClient,
+):
+    ids = np.full((5, 3), -1)
+    ids[:, 0], ids[2, 2] = TEXT[1:6], 7
+    scored = sampler.compute_logprobs(PROMPT).result()[1:]
+    for targets in (TensorData(ids), TensorData(ids).to_csr(pad_value=-1)):
+        response = sampler.sample(
+            PROMPT, 1, SamplingParams(max_tokens=1), target_prompt_logprobs=targets
+        ).result()
+        answer = response.target_prompt_logprobs
+        assert answer is not None
+        assert (answer.is_sparse, answer.shape) == (targets.is_sparse, [5, 3])
+        logprobs = answer.to_numpy()
+        assert logprobs[:, 0].tolist() == pytest.approx(scored, abs=1e-5)
+        assert logprobs[2, 2] < 0
+        assert (logprobs[ids < 0] == 0).all()
+
+
+def test_alternatives_to_the_prompt_are_scored_as_what_they_are(sampler: tinkerlite.SamplingClient):
+    params = SamplingParams(max_tokens=1, seed=5, temperature=1.5)
+    first, again = (sampler.sample(PROMPT, 1, params, prompt_alt_tokens_k=3).result() for _ in range(2))
+    assert first.prompt_alt_tokens is not None
+    assert first.prompt_alt_tokens.tokens == again.prompt_alt_tokens.tokens  # type: ignore[union-attr]
+    assert first.prompt_alt_tokens.tokens.shape == [5, 3]
+    targets = first.prompt_alt_tokens.tokens
+    scored = sampler.sample(PROMPT, 1, params, target_prompt_logprobs=targets).result()
+    assert scored.target_prompt_logprobs is not None
+    np.testing.assert_allclose(
+        scored.target_prompt_logprobs.to_numpy(), first.prompt_alt_tokens.logprobs.to_numpy(), atol=1e-5
+    )
+
+
+def test_more_alternatives_than_the_server_gives_are_refused_before_they_are_asked_for(
+    sampler: tinkerlite.SamplingClient,
+):
+    with pytest.raises(errors.CapabilityError, match="at most 512 alternatives"):
+        sampler.sample(PROMPT, 1, SamplingParams(), topk_prompt_logprobs=513).result()
 
 
 def test_many_prompts_at_once_each_get_their_own_answer(sampler: tinkerlite.SamplingClient):

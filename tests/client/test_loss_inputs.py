@@ -30,6 +30,7 @@ def datum(tokens: list[int] | None = None, **inputs: Any) -> Datum:
         ("ppo", {**POLICY, "clip_low_threshold": [0.8, 0.8]}),
         ("cispo", POLICY),
         ("dro", POLICY),
+        ("gspo", POLICY),
         ("gspo", {**POLICY, "sequence_ratio_mask": [0.0, 1.0]}),
         ("a_loss_of_the_servers_own", {"anything": [1.0]}),
     ],

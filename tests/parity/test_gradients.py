@@ -190,6 +190,102 @@ def test_k_targets_a_position_give_the_gradient_of_their_weighted_sum(folder: Pa
         assert relative(gradient, gradients(narrow)[path]) < 1e-5, path
 
 
+def test_datums_with_one_target_and_with_many_go_together_in_one_request(folder: Path) -> None:
+    rng = np.random.default_rng(1)
+    data = []
+    for length, shape in ((9, ()), (4, (3,)), (7, (1,)), (5, (8,))):
+        targets = rng.integers(0, 512, (length, *shape))
+        weights = rng.normal(size=targets.shape).astype(np.float32)
+        data.append(Example(rng.integers(0, 512, length), targets, {"weights": weights}))
+    together, output = run_alone(folder, data)
+    apart = make_trainer(folder)
+    apart.create_run("run", str(folder), AdapterConfig(rank=4, alpha=32.0, seed=0))
+    perturb(apart.run("run").adapter, 0)
+    for index, example in enumerate(data):
+        [alone] = apart.forward_backward([batch("run", [example])])
+        np.testing.assert_allclose(output.logprobs[index], alone.logprobs[0], atol=1e-5)
+        np.testing.assert_allclose(output.elementwise_loss[index], alone.elementwise_loss[0], atol=1e-5)
+        assert output.logprobs[index].shape == example.target_tokens.shape
+    for path, gradient in gradients(together).items():
+        assert relative(gradient, gradients(apart)[path]) < 1e-5, path
+
+
+def clipped(ratio: torch.Tensor, given: dict[str, torch.Tensor], low: float, high: float) -> torch.Tensor:
+    """The ratio within the bounds of each token, or of all."""
+    lows = given.get("clip_low_threshold", torch.full_like(ratio, low))
+    highs = given.get("clip_high_threshold", torch.full_like(ratio, high))
+    return torch.minimum(torch.maximum(ratio, lows), highs)
+
+
+def as_documented(name: str, lp: torch.Tensor, given: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The losses of docs/protocol.md, of one sequence, spelled out for autograd."""
+    q, advantages = given["logprobs"], given["advantages"]
+    ratio = (lp - q).exp()
+    if name == "importance_sampling":
+        return -(ratio * advantages)
+    if name == "ppo":
+        return -torch.minimum(ratio * advantages, clipped(ratio, given, 0.8, 1.2) * advantages)
+    if name == "cispo":
+        return -(clipped(ratio, given, 0.0, 4.0).detach() * lp * advantages)
+    if name == "dro":
+        return -(lp * advantages - 0.01 / 2 * (lp - q) ** 2)
+    mask = given["sequence_ratio_mask"]
+    mean = ((lp.detach() - q) * mask).sum() / mask.sum()
+    ratio = mean.exp() * (lp - lp.detach()).exp()
+    return -torch.minimum(ratio * advantages, clipped(ratio, given, 0.8, 1.2) * advantages)
+
+
+@pytest.fixture(scope="module")
+def one_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model"), seed=3)
+
+
+@pytest.mark.parametrize("bounds", ["of the loss", "of each token"])
+@pytest.mark.parametrize("name", ["importance_sampling", "ppo", "cispo", "dro", "gspo"])
+def test_policy_losses_and_their_gradients_are_the_documented_ones_by_autograd_on_peft(
+    one_folder: Path, name: str, bounds: str
+) -> None:
+    rng = np.random.default_rng(7)
+    trainer = make_trainer(one_folder)
+    trainer.create_run("run", str(one_folder), AdapterConfig(rank=4, alpha=32.0, seed=0))
+    perturb(trainer.run("run").adapter, 0)
+    plain = random_examples(11, count=6)
+    [looked] = trainer.forward_backward([batch("run", plain, forward_only=True)])
+    data = []
+    for example, logprobs in zip(plain, looked.logprobs, strict=True):
+        n = len(logprobs)
+        # A sampler some way off, so that ratios lie on both sides of every bound.
+        inputs = {"logprobs": logprobs + rng.normal(scale=0.5, size=n), "advantages": rng.normal(size=n)}
+        if name == "gspo":
+            inputs["sequence_ratio_mask"] = (np.arange(n) >= n // 3).astype(float)
+        if bounds == "of each token" and name in ("ppo", "cispo", "gspo"):
+            inputs["clip_low_threshold"] = rng.uniform(0.5, 1.0, n)
+            inputs["clip_high_threshold"] = rng.uniform(1.0, 1.5, n)
+        inputs = {key: value.astype(np.float32) for key, value in inputs.items()}
+        data.append(Example(example.tokens, example.target_tokens, inputs))
+    [output] = trainer.forward_backward(
+        [TrainBatch(model_id="run", examples=data, loss_fn=name, loss_config={})]
+    )
+    adapter = trainer.run("run").adapter
+    twin = peft_twin(one_folder, adapter)
+    total = torch.zeros(())
+    for example, logprobs, losses in zip(data, output.logprobs, output.elementwise_loss, strict=True):
+        table = twin(input_ids=torch.from_numpy(example.tokens)[None]).logits[0].float().log_softmax(-1)
+        lp = table.gather(-1, torch.from_numpy(example.target_tokens)[:, None])[:, 0]
+        given = {key: torch.from_numpy(value) for key, value in example.inputs.items()}
+        expected = as_documented(name, lp, given)
+        np.testing.assert_allclose(logprobs, lp.detach(), atol=1e-4)
+        np.testing.assert_allclose(losses, expected.detach(), atol=1e-3, rtol=1e-4)
+        assert losses.shape == (len(example.tokens),)
+        total = total + expected.sum()
+    total.backward()
+    assert output.metrics["loss:sum"] == pytest.approx(sum(each.sum() for each in output.elementwise_loss))
+    for path, pair in adapter.pairs.items():
+        module = twin.get_submodule(f"base_model.model.{path}")
+        assert relative(pair.a.grad, module.lora_A["default"].weight.grad) < 1e-4, path
+        assert relative(pair.b.grad, module.lora_B["default"].weight.grad) < 1e-4, path
+
+
 def test_a_request_that_fails_keeps_none_of_its_gradients_and_does_not_touch_its_neighbours(
     folder: Path,
 ) -> None:

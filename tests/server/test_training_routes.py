@@ -7,6 +7,9 @@ import pytest
 
 from tests.server.served import Caller, datum, serving
 from tests.server.toy_engine import ToyEngine, base_table, log_softmax
+from tinkerlite.types import ForwardBackwardRequest
+from tinkerlite.wire import PROTOBUF_CONTENT_TYPE, encode_forward_backward_request
+from tinkerlite.wire import messages_pb2 as pb
 from tinkerlite_server.errors import EngineFailure
 from tinkerlite_server.settings import Limits
 
@@ -27,6 +30,29 @@ def test_many_targets_a_token_give_logprobs_of_their_shape_and_one_loss_a_positi
     [output] = caller.gradients(caller.forward_backward(caller.model(), 1, data)).loss_fn_outputs
     assert output["logprobs"].shape == [2, 2]
     assert output["elementwise_loss"].shape == [2]
+
+
+def test_provenance_is_read_over(caller: Caller):
+    model = caller.model()
+    plain = ForwardBackwardRequest(model_id=model, seq_id=1, data=[datum()], loss_fn="cross_entropy")
+    message = pb.ForwardBackwardRequest.FromString(encode_forward_backward_request(plain))
+    for spans in (message.data[0].model_input_spans, message.data[0].loss_fn_input_spans):
+        spans.add().prompt_tokens.sequence_id = "nobody's"
+        spans.add().sampled_tokens.length = 2
+    headers = {"Content-Type": PROTOBUF_CONTENT_TYPE}
+    body = message.SerializeToString()
+    accepted = caller.request("POST", "/forward_backward", content=body, headers=headers).json()
+    assert (
+        caller.gradients(accepted["request_id"]).metrics
+        == caller.gradients(caller.forward_backward(model, 2)).metrics
+    )
+
+
+def test_stable_reinforce_is_refused_with_what_to_train_with_instead(caller: Caller):
+    response = caller.post_forward_backward(caller.model(), 1, loss_fn="stable_reinforce")
+    assert response.status_code == 400
+    assert "the objective of stable_reinforce is not published" in response.json()["detail"]
+    assert "importance_sampling" in response.json()["detail"]
 
 
 def test_a_step_moves_the_weights_the_way_of_the_targets(caller: Caller):

@@ -57,14 +57,18 @@ def test_negative_weights_are_allowed_since_custom_losses_send_gradients_as_weig
 def test_cross_entropy_takes_many_targets_a_token_dense_or_sparse():
     targets = TensorData([[2, 3], [3, 0]], "int64")
     weights = TensorData([[0.5, 0.5], [1.0, 0.0]], "float32")
-    dense, sparse = batch_of(
+    # Clients decide for each tensor by itself which form is smaller.
+    examples = batch_of(
         [
             datum((1, 2), targets, weights=weights),
             datum((1, 2), targets.to_csr(), weights=weights.to_csr()),
+            datum((1, 2), targets.to_csr(), weights=weights),
+            datum((1, 2), targets, weights=weights.to_csr()),
         ]
     ).examples
-    assert dense.target_tokens.tolist() == sparse.target_tokens.tolist() == [[2, 3], [3, 0]]
-    assert dense.inputs["weights"].tolist() == sparse.inputs["weights"].tolist() == [[0.5, 0.5], [1.0, 0.0]]
+    for example in examples:
+        assert example.target_tokens.tolist() == [[2, 3], [3, 0]]
+        assert example.inputs["weights"].tolist() == [[0.5, 0.5], [1.0, 0.0]]
 
 
 def test_clip_bounds_may_be_given_for_each_token():
@@ -129,6 +133,30 @@ BAD_DATUMS: list[tuple[str, Datum, str, str]] = [
         r"has \['mask'\], which importance_sampling does not take",
     ),
     (
+        "a negative bound of one token",
+        datum((1, 2, 3), (2, 3, 4), **POLICY, clip_low_threshold=[0.8, -0.2, 0.8]),
+        "ppo",
+        r"\['clip_low_threshold'\] is -0.2.* at \[1\]; it must be 0 or more",
+    ),
+    (
+        "a negative count",
+        datum((1, 2, 3), (2, 3, 4), **POLICY, sequence_ratio_mask=[0.0, 1.0, -1.0]),
+        "gspo",
+        r"\['sequence_ratio_mask'\] is -1.0 at \[2\]",
+    ),
+    (
+        "bounds of one token that leave nothing between them",
+        datum(
+            (1, 2, 3),
+            (2, 3, 4),
+            **POLICY,
+            clip_low_threshold=[0.8] * 3,
+            clip_high_threshold=[1.2, 1.2, 0.7],
+        ),
+        "cispo",
+        r"data\[1\].loss_fn_inputs: clip_low_threshold is above clip_high_threshold at \[2\]",
+    ),
+    (
         "many targets where the loss takes one",
         datum((1, 2), [[1, 2], [3, 4]], logprobs=[[0.0] * 2] * 2, advantages=[[0.0] * 2] * 2),
         "importance_sampling",
@@ -184,6 +212,13 @@ def test_a_bad_datum_is_refused_with_its_index_and_field(bad: Datum, loss_fn: st
 def test_an_unknown_loss_or_option_is_refused_by_name(loss_fn: str, config: Any, message: str):
     with pytest.raises(BadRequest, match=message):
         batch_of([datum((1, 2, 3), (2, 3, 4), **POLICY)], loss_fn, config)
+
+
+def test_a_bound_of_one_token_is_held_against_that_of_the_request():
+    data = [datum((1, 2, 3), (2, 3, 4), **POLICY, clip_low_threshold=[0.8, 1.3, 0.8])]
+    batch_of(data, "ppo", {"clip_high_threshold": 1.3})
+    with pytest.raises(BadRequest, match=r"above clip_high_threshold at \[1\]"):
+        batch_of(data, "ppo", {"clip_high_threshold": 1.2})
 
 
 def test_an_empty_batch_is_refused():
