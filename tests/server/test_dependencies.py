@@ -29,7 +29,7 @@ import sys
 from tinkerlite_server.engine.catalog import build_catalog
 from tinkerlite_server.engine.local_engine import LocalEngine
 from tinkerlite_server.engine.protocols import AdapterConfig, EngineLimits
-import tinkerlite_server.serve
+import tinkerlite_server.app, tinkerlite_server.serve
 model, limits = sys.argv[1], EngineLimits()
 engine = LocalEngine(build_catalog([model], limits), limits)
 engine.create_run("run", model, AdapterConfig(rank=2, alpha=32, seed=1))

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from tests.server.served import Caller, serving
 from tests.server.toy_engine import ToyEngine
+from tinkerlite_server.app import STATUSES
+from tinkerlite_server.errors import ServerError
 from tinkerlite_server.settings import Limits
 
 
@@ -71,3 +73,24 @@ def test_held_polls_end_when_the_server_stops(toy: ToyEngine, tmp_path: Path):
         pending = caller.optim_step(caller.model(), 2)
         served.service.begin_shutdown()
         assert caller.retrieve(pending).status_code == 408
+
+
+def test_a_poll_is_held_long_enough_not_to_spin_and_shorter_than_clients_wait():
+    """Clients ask again at once after a 408, and give up a poll at 45 s."""
+    assert 20 <= Limits().poll_seconds <= 30
+
+
+def test_request_ids_are_text_as_clients_insist(caller: Caller):
+    model, sampler = caller.model(), caller.sampler()
+    for request_id in (
+        caller.forward_backward(model, 1),
+        caller.optim_step(model, 2),
+        caller.submit_sample(sampler)["request_id"],
+    ):
+        assert isinstance(request_id, str)
+
+
+def test_no_error_is_answered_with_a_status_that_clients_repeat_for_minutes():
+    assert {400, 404, 410} <= set(STATUSES.values())
+    assert not {408, 409} & set(STATUSES.values())
+    assert [kind for kind, status in STATUSES.items() if status >= 500] == [ServerError]

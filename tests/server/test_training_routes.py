@@ -147,6 +147,22 @@ def test_refused_optimizer_settings_use_up_their_number_too(caller: Caller):
     assert "metrics" in caller.result(caller.optim_step(model, 2))
 
 
+def test_text_among_the_options_of_a_loss_is_read_and_not_dropped(caller: Caller):
+    """Numbers travel in two maps and text in the newer one alone."""
+    response = caller.post_forward_backward(
+        caller.model(), 1, loss_fn_config={"reduction": "mean", "beta": 1.0}
+    )
+    assert response.status_code == 400
+    assert "reduction" in response.json()["detail"]
+
+
+def test_gradients_are_gone_after_a_step(caller: Caller, toy: ToyEngine):
+    model = caller.model()
+    caller.forward_backward(model, 1)
+    assert caller.result(caller.optim_step(model, 2))["metrics"]["grad_norm"] > 0
+    assert caller.result(caller.optim_step(model, 3))["metrics"]["grad_norm"] == 0.0
+
+
 def test_a_failure_of_the_engine_is_a_failed_future_of_the_server(caller: Caller, toy: ToyEngine):
     model = caller.model()
     toy.failures[f"forward_backward of {model}"] = EngineFailure("out of memory")

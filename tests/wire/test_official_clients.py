@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -26,15 +27,20 @@ Report = dict[str, list[str]]
 """By test file: an empty text for each test that passed, and what went wrong for each other one."""
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+@contextmanager
+def serving_tiny_model(folder: Path, *options: str) -> Iterator[tuple[str, str]]:
     """A server's URL, and its one model."""
-    folder = tmp_path_factory.mktemp("official")
     model = str(make_tiny_model(folder / "tiny"))
     arguments = ("--model", model, "--port", "0", "--data-dir", str(folder / "data"), "--dtype", "float32")
     keys = ("--api-key", "tml-any", "--api-key", "tml-other")
-    with server_process(*arguments, *keys) as (_, url):
+    with server_process(*arguments, *keys, *options) as (_, url):
         yield url, model
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    with serving_tiny_model(tmp_path_factory.mktemp("official")) as running:
+        yield running
 
 
 def run_official_tests(
@@ -82,6 +88,14 @@ def sdk_report(
 @pytest.mark.parametrize("file", sorted(path.stem for path in (OFFICIAL / "sdk").glob("test_*.py")))
 def test_the_official_sdk(sdk_report: Report, file: str):
     complain(sdk_report.get(file, []))
+
+
+def test_the_official_sdk_polls_once_for_a_whole_session_where_the_server_asks_for_it(
+    official_python: Path, tmp_path: Path
+):
+    with serving_tiny_model(tmp_path, "--session-poller") as served:
+        report = run_official_tests(official_python, "poller", served, tmp_path / "report.xml")
+    complain(report.get("test_session_poller", []))
 
 
 @pytest.mark.parametrize("version", OLDER)
