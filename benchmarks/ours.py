@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
@@ -239,6 +240,45 @@ def request(job: Job) -> Measured:
 
         once(0)
         return {"milliseconds": [1e3 * each for each in timed(once, job.repeats)]}
+
+
+def request_overhead(job: Job) -> Measured:
+    """Milliseconds of the same beyond what our engine takes for it, alone in this process afterwards."""
+    over_http = request(job)["milliseconds"]
+    alone = median(_engine_milliseconds(job))
+    return {"milliseconds": [each - alone for each in over_http]}
+
+
+def _engine_milliseconds(job: Job) -> list[float]:
+    # Not before the client was measured: torch's threads would compete with it.
+    from tinkerlite_server.engine.catalog import build_catalog
+    from tinkerlite_server.engine.local_engine import LocalEngine
+    from tinkerlite_server.engine.protocols import EngineLimits, SampleWork
+
+    limits = EngineLimits()
+    engine = LocalEngine(build_catalog([job.model], limits), limits)
+
+    def once(repetition: int) -> None:
+        engine.submit(
+            SampleWork(
+                key=str(repetition),
+                base_model=job.model,
+                adapter_id=None,
+                prompt=job.work.draw(repetition, job.vocab_size)[0][0][: job.work.prompt],
+                num_samples=1,
+                max_tokens=1,
+                seeds=(repetition,),
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                stop_ids=frozenset(),
+            )
+        )
+        while engine.has_work:
+            engine.step()
+
+    once(0)
+    return [1e3 * each for each in timed(once, job.repeats)]
 
 
 def cold_start(job: Job) -> Measured:

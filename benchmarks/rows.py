@@ -196,6 +196,17 @@ ROWS: tuple[Row, ...] = (
         quick_repeats=10,
     ),
     Row(
+        key="request-overhead",
+        title="the same beyond the engine's own time: what client, HTTP and server add",
+        unit="ms",
+        metric="milliseconds",
+        work=Work(prompt=8),
+        quick=Work(prompt=8),
+        ours=f"{_OURS}:request_overhead",
+        repeats=100,
+        quick_repeats=50,
+    ),
+    Row(
         key="cold-start",
         title="start to first token, weights on disk; ours a server, others a script",
         unit="s",
