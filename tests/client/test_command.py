@@ -150,23 +150,32 @@ def test_a_command_of_a_distribution_that_is_not_installed(run: Command, monkeyp
     assert one_line(said.err) == "tinkerlite: serve comes with tinkerlite-server: pip install it\n"
 
 
-def test_ctrl_c_is_a_line_and_130(server: ScriptedServer):
+@pytest.mark.parametrize(
+    ("arguments", "hangs"),
+    [
+        (["models"], "get_server_capabilities"),
+        (["doctor", "--student", "tiny", "--json"], "result of asample-0"),
+    ],
+)
+def test_ctrl_c_is_a_line_and_130(server: ScriptedServer, arguments: list[str], hangs: str):
     never = threading.Event()
-    server.script("get_server_capabilities", Answer(body=OFFER, after=never))
+    server.script(hangs, Answer(body={}, after=never))
     running = subprocess.Popen(
-        [*PROCESS, "models", "--base-url", server.url],
+        [*PROCESS, *arguments, "--base-url", server.url],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        assert eventually(lambda: bool(server.sent("get_server_capabilities")))
+        assert eventually(lambda: hangs in [request.key for request in server.received])
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=30)
     finally:
         never.set()
         running.kill()
     assert (running.returncode, out, err) == (130, "", "tinkerlite: interrupted\n")
+    sessions, ends = (server.sent(path) for path in ("create_session", "sessions/session/finish"))
+    assert [end.json["reason"]["type"] for end in ends] == ["interrupted"] * len(sessions)
 
 
 @pytest.mark.parametrize("form", [["--json"], []])

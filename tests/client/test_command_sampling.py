@@ -12,6 +12,7 @@ import tinkerlite
 from tests.client.command import Command, command
 from tests.client.scripted_server import Answer, ScriptedServer
 from tinkerlite.cli.shading import ScoredToken, shaded, summary
+from tinkerlite.cli.text import visible
 from tinkerlite.types import ModelInput, SamplingParams
 
 TEXT = "What is the capital of France?"
@@ -216,6 +217,11 @@ def test_the_less_likely_the_redder():
     reds = [int(str(span.style).split("rgb(")[1].split(",")[0]) for span in text.spans if span.style]
     assert len(reds) == 2
     assert reds[0] < reds[1]
+
+
+def test_a_terminal_is_not_told_what_to_do_by_a_model():
+    assert visible("\x1b[2Ja\tb\r\nc\x07") == "\ufffd[2Ja\tb\ufffd\nc\ufffd"
+    assert shaded([ScoredToken(1, "\x1b[2J", -1.0)]).plain == "\ufffd[2J"
 
 
 def test_a_server_without_prompt_logprobs_is_a_line(

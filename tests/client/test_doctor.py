@@ -12,7 +12,7 @@ import pytest
 
 import tinkerlite
 from tests.client.command import Command, Said, command
-from tests.client.scripted_server import Answer, ScriptedServer, protobuf
+from tests.client.scripted_server import PENDING, Answer, ScriptedServer, protobuf
 from tests.tiny import TEXT, make_tiny_model
 from tinkerlite.doctor import Finding
 from tinkerlite.doctor.findings import judge
@@ -213,7 +213,7 @@ def test_a_server_that_only_samples_is_told_what_it_lacks(doctor: Command, serve
     assert "the official SDK needs it" in finding(said, "client/config")["advice"]
     assert "sample_sequence_ids" in finding(said, "dialect")["advice"]
     assert finding(said, "seed")["says"] == "1 completions came back where 4 were asked for"
-    assert "this server can only sample" in finding(said, "prompt logprobs")["advice"]
+    assert "needs a teacher that scores given text" in finding(said, "prompt logprobs")["advice"]
 
 
 def test_json_answers_are_a_matter_for_the_official_sdk(doctor: Command, server: ScriptedServer):
@@ -246,6 +246,13 @@ def test_a_server_that_cannot_sample_is_examined_no_further(
     assert said.json["findings"][-1] == found
 
 
+def test_a_server_that_never_answers_is_given_up(doctor: Command, server: ScriptedServer):
+    server.script("result of asample-0", *[PENDING] * 100)
+    said = doctor("--base-url", server.url, "--student", "tiny", "--timeout", "0.3", "--json")
+    assert said.status == 1
+    assert "no progress" in finding(said, "sampling")["says"]
+
+
 def scoring_server(server: ScriptedServer, scores: list[list[float]]) -> None:
     """Every sample comes with prompt logprobs of 9 tokens: the lead-in, and one of two sampled.
 
@@ -270,21 +277,22 @@ def test_replicas_that_disagree_are_found_out(doctor: Command, server: ScriptedS
 
 
 @pytest.mark.parametrize(
-    ("scores", "complaint"),
+    ("scores", "complaint", "advice"),
     [
-        ([0.0] * 8, "all are 0"),
-        ([-1.0] * 7 + [math.nan], "1 of 8 are missing or not finite"),
-        ([-1.0] * 7 + [0.5], "never positive"),
-        ([-1.0] * 7, "8 came back for 9 tokens"),
+        ([0.0] * 8, "all are 0", "does not"),
+        ([-1.0] * 7 + [math.nan], "1 of 8 are missing or not finite", "does not"),
+        ([-1.0] * 7 + [0.5], "never positive", "does not"),
+        ([-1.0] * 7, "8 came back for 9 tokens", "begin at the second token"),
     ],
 )
 def test_prompt_logprobs_that_are_none_are_found_out(
-    doctor: Command, server: ScriptedServer, scores: list[float], complaint: str
+    doctor: Command, server: ScriptedServer, scores: list[float], complaint: str, advice: str
 ):
     scoring_server(server, [scores])
     found = finding(doctor("--base-url", server.url, "--student", "tiny", "--json"), "prompt logprobs")
     assert found["outcome"] == "fail"
     assert complaint in found["says"]
+    assert advice in found["advice"]
 
 
 def test_training_that_changes_nothing_is_found_out(doctor: Command, server: ScriptedServer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from pydantic import ValidationError
@@ -16,7 +17,7 @@ from tinkerlite.cli.options import (
 )
 from tinkerlite.cli.output import print_json
 from tinkerlite.cli.shading import ScoredToken, print_tokens, summary
-from tinkerlite.cli.text import as_user_turn, decoded, encoded, given_text
+from tinkerlite.cli.text import as_user_turn, decoded, encoded, given_text, visible
 from tinkerlite.tokenizers import Tokenizer
 from tinkerlite.types import ModelInput, SampledSequence, SamplingParams
 
@@ -96,7 +97,8 @@ def _as_json(tokenizer: Tokenizer, sequence: SampledSequence) -> dict[str, objec
 
 def _print(tokenizer: Tokenizer, sequence: SampledSequence, *, with_logprobs: bool) -> None:
     if not with_logprobs:
-        print(decoded(tokenizer, sequence.tokens, plain=True))
+        text = decoded(tokenizer, sequence.tokens, plain=True)
+        print(visible(text) if sys.stdout.isatty() else text)
         return
     logprobs = sequence.logprobs or [None] * len(sequence.tokens)
     tokens = [

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rich.text import Text
 
 from tinkerlite.cli.output import plain_console
+from tinkerlite.cli.text import visible
 from tinkerlite.notebook import SURPRISE_NATS
 
 _RED = (214, 69, 65)
@@ -67,7 +68,7 @@ def shaded(tokens: Sequence[ScoredToken]) -> Text:
     text = Text()
     for token in tokens:
         # A line break shows as one and is also made, so that a shade can be seen on it.
-        text.append(token.text.replace("\n", "⏎\n"), style=_style(token.logprob))
+        text.append(visible(token.text).replace("\n", "⏎\n"), style=_style(token.logprob))
     return text
 
 

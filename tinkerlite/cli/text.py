@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Sequence
 
 from tinkerlite.errors import InvalidRequest
@@ -42,6 +43,17 @@ def as_user_turn(tokenizer: Tokenizer, text: str) -> list[int]:
     rendered: str = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
     # The template writes the special tokens, those at the beginning too.
     return list(tokenizer.encode(rendered, add_special_tokens=False))
+
+
+def visible(text: str) -> str:
+    """Text that a terminal shows and does not obey: control characters become U+FFFD, except line breaks
+    and tabs. What a model writes may contain any.
+    """
+    return "".join("\N{REPLACEMENT CHARACTER}" if _is_control(each) else each for each in text)
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) == "Cc" and character not in "\n\t"
 
 
 def decoded(tokenizer: Tokenizer, tokens: Sequence[int], *, plain: bool = False) -> str:

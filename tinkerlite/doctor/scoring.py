@@ -15,7 +15,8 @@ from tinkerlite.types import ModelInput, SamplingParams, TopkLogprobs
 TOPK_LADDER = (1, 5, 20, 100, 1000)
 """Tried in turn on servers that do not say their limit."""
 
-_SCORES_ADVICE = "distillation needs a teacher that scores given text; this server can only sample"
+_NO_SCORES = "distillation needs a teacher that scores given text, and this server does not"
+_SHIFTED = "they seem to begin at the second token; whoever reads them by position is off by one"
 
 
 def prompt_logprobs(sampler: SamplingClient, text: list[int]) -> Finding:
@@ -24,11 +25,12 @@ def prompt_logprobs(sampler: SamplingClient, text: list[int]) -> Finding:
     try:
         scored = as_array(sampler.compute_logprobs(ModelInput.from_ints(text)).result())
     except CapabilityError as error:
-        return Finding(check=check, outcome="fail", says=str(error), advice=_SCORES_ADVICE)
+        return Finding(check=check, outcome="fail", says=str(error), advice=_NO_SCORES)
     measured: dict[str, object] = {"tokens": len(text), "returned": len(scored)}
     problem = _problem(scored, len(text))
     if problem:
-        return Finding(check=check, outcome="fail", says=problem, advice=_SCORES_ADVICE, measured=measured)
+        advice = _SHIFTED if len(scored) == len(text) - 1 else _NO_SCORES
+        return Finding(check=check, outcome="fail", says=problem, advice=advice, measured=measured)
     measured |= {"mean": float(scored[1:].mean())}
     says = f"one for each of {len(text)} tokens but the first; mean {scored[1:].mean():.3f} nats"
     return Finding(check=check, outcome="pass", says=says, measured=measured)
