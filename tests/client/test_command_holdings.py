@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -174,15 +175,31 @@ def test_a_path_that_is_none_is_a_line(run: Command):
         assert "'weights/x'" in said.err
 
 
-# ---- what needs routes that a server may lack ----
+# ---- sharing and fetching ----
 
 
-def test_publishing_and_its_opposite(capsys: pytest.CaptureFixture[str], server: ScriptedServer):
-    run, route = command(capsys), "training_runs/run/checkpoints/sampler_weights/end/publish"
-    where = ("--base-url", server.url)
-    assert run("checkpoint", "publish", ADAPTER, *where).out == f"{ADAPTER} is public\n"
-    assert run("checkpoint", "unpublish", ADAPTER, *where, "--json").json == {"unpublished": ADAPTER}
-    assert [request.method for request in server.sent(route)] == ["POST", "DELETE"]
+def test_a_checkpoint_is_published_and_taken_back(
+    run: Command, training: tinkerlite.TrainingClient, path: str
+):
+    def is_public() -> bool:
+        [listed] = run("checkpoint", "list", "--run", training.model_id, "--json").json["checkpoints"]
+        return listed["public"]
+
+    assert not is_public()
+    assert run("checkpoint", "publish", path).out == f"{path} is public\n"
+    assert is_public()
+    assert run("checkpoint", "unpublish", path, "--json").json == {"unpublished": path}
+    assert not is_public()
+
+
+def test_an_adapter_is_downloaded_whole(run: Command, training: tinkerlite.TrainingClient, tmp_path: Path):
+    saved = training.save_weights_for_sampler("fetched").result().path
+    out = tmp_path / "adapter"
+    told = run("checkpoint", "download", saved or "", "--out", str(out), "--json").json
+    assert told["folder"] == str(out)
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= set(told["files"])
+    assert json.loads((out / "adapter_config.json").read_text())["r"] == 4
+    assert (out / "adapter_model.safetensors").stat().st_size > 1000
 
 
 def test_a_download_says_where_the_files_are(

@@ -68,12 +68,7 @@ def rest_client(options: argparse.Namespace) -> Generator[RestClient]:
 
 def service_client(options: argparse.Namespace) -> ServiceClient:
     """A session on the server, which ends with the `with` block."""
-    return ServiceClient(
-        base_url=options.base_url,
-        api_key=options.api_key,
-        config=PATIENCE,
-        display_name="tinkerlite command line",
-    )
+    return ServiceClient(base_url=options.base_url, api_key=options.api_key, config=PATIENCE)
 
 
 def sampler_of(service: ServiceClient, model: str | None) -> SamplingClient:

@@ -131,9 +131,7 @@ def _session(
     base_url: str | None, api_key: str | None, config: ClientConfig
 ) -> Generator[Finding, None, ServiceClient | None]:
     try:
-        service = ServiceClient(
-            base_url=base_url, api_key=api_key, config=config, display_name="tinkerlite doctor"
-        )
+        service = ServiceClient(base_url=base_url, api_key=api_key, config=config)
     except REFUSALS as error:
         yield _refused(error)
         return None
