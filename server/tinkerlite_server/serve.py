@@ -88,6 +88,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="ask clients to wait for all samples of a session in one poll; for thousands of samples at once",
     )
+    add(
+        "--far-clients",
+        action="store_true",
+        help="ask clients to compress training data and to its parts side by side; for slow lines",
+    )
     add("--device", default="auto", help="cpu, cuda or cuda:N (default: cuda where there is one)")
     add(
         "--dtype",
@@ -114,6 +119,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         port=arguments.port,
         api_keys=tuple(arguments.api_key),
         session_poller=arguments.session_poller,
+        far_clients=arguments.far_clients,
         limits=Limits(max_topk=arguments.max_topk),
     )
     # A port in use shows at once, not after minutes of fetching a model.

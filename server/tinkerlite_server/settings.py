@@ -69,6 +69,9 @@ class Settings:
     """Keys that are let in. None: any key is, which `serve` allows on loopback alone."""
     session_poller: bool = False
     """Whether clients that can are asked to wait for all samples of a session in one poll."""
+    far_clients: bool = False
+    """Whether clients are asked to compress training data, and to send the parts of a large batch side by
+    side: on a slow line that saves time, on a fast one it costs some."""
     limits: Limits = field(default_factory=Limits)
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.served import Caller, sample_body, serving
+from tests.server.served import Caller, Served, sample_body, serving
 from tests.server.toy_engine import ToyEngine
 from tinkerlite import types
-from tinkerlite_server.settings import Limits
+from tinkerlite_server.settings import Limits, Settings
 
 
 def test_anyone_may_ask_whether_the_server_is_alive(toy: ToyEngine, tmp_path: Path):
@@ -25,6 +25,16 @@ def test_the_client_config_keeps_chunks_in_order_and_promises_nothing_that_is_mi
     assert not answer["custom_loss_server_side"]
     assert not answer["sample_join_sampling_session"]
     assert caller.ok("/client/dynamic_config")["sample_cancel_enabled"] is True
+
+
+def test_clients_from_afar_are_asked_to_compress_and_to_send_chunks_side_by_side(tmp_path: Path):
+    served = Served(Settings(data_dir=tmp_path, far_clients=True), ToyEngine())
+    try:
+        config = types.ClientConfigResponse.model_validate(served.caller().ok("/client/config"))
+        assert config.parallel_fwdbwd_chunks
+        assert config.proto_compress_fwdbwd
+    finally:
+        served.close()
 
 
 def test_capabilities_name_every_model_and_what_can_be_asked_of_it(caller: Caller):

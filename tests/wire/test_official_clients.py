@@ -44,7 +44,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
 
 
 def run_official_tests(
-    python: Path, tests: str, served: tuple[str, str], report: Path, *, sdk: Path | None = None
+    python: Path,
+    tests: str,
+    served: tuple[str, str],
+    report: Path,
+    *,
+    sdk: Path | None = None,
+    timeout_seconds: float = 280,
 ) -> Report:
     """Run a folder of `official/` and read its report."""
     url, model = served
@@ -57,7 +63,7 @@ def run_official_tests(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=timeout_seconds,
         check=False,
     )
     assert finished.returncode in (0, 1), finished.stdout + finished.stderr
@@ -96,6 +102,14 @@ def test_the_official_sdk_polls_once_for_a_whole_session_where_the_server_asks_f
     with serving_tiny_model(tmp_path, "--session-poller") as served:
         report = run_official_tests(official_python, "poller", served, tmp_path / "report.xml")
     complain(report.get("test_session_poller", []))
+
+
+def test_the_official_sdk_compresses_and_sends_chunks_side_by_side_where_the_server_asks_for_it(
+    official_python: Path, tmp_path: Path
+):
+    with serving_tiny_model(tmp_path, "--far-clients") as served:
+        report = run_official_tests(official_python, "sdk/test_losses.py", served, tmp_path / "report.xml")
+    complain(report["test_losses"])
 
 
 @pytest.mark.parametrize("version", OLDER)

@@ -43,8 +43,9 @@ async def client_config(service: Served, owner: Owner) -> Response:
     return reply(
         {
             "pjwt_auth_enabled": False,
-            "parallel_fwdbwd_chunks": False,  # chunks out of order work too, and this saves parking them
-            "proto_compress_fwdbwd": False,
+            # Chunks out of order work too; one after the other saves parking them.
+            "parallel_fwdbwd_chunks": service.settings.far_clients,
+            "proto_compress_fwdbwd": service.settings.far_clients,
             "fwdbwd_max_chunk_len": limits.chunk_datums,
             "fwdbwd_max_chunk_bytes_count": limits.chunk_bytes,
             "sample_no_retries": True,  # a failure here is an answer, not a hiccup
