@@ -7,6 +7,7 @@ every engine call short, however large the request, so that others get their tur
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -41,13 +42,7 @@ class Progress:
             total += self._sizes[end]
             end += 1
         batch = self._batch
-        return TrainBatch(
-            model_id=batch.model_id,
-            examples=batch.examples[self._done : end],
-            loss_fn=batch.loss_fn,
-            loss_config=batch.loss_config,
-            forward_only=batch.forward_only,
-        )
+        return replace(batch, examples=batch.examples[self._done : end])
 
     def add(self, output: TrainOutput) -> None:
         """Take in the output of the slice that was cut last."""
@@ -61,14 +56,18 @@ class Progress:
 
     def result(self) -> bytes:
         """The answer to the whole request, encoded."""
-        logprobs = [array for output, _ in self._outputs for array in output.logprobs]
-        losses = [array for output, _ in self._outputs for array in output.elementwise_loss]
-        outputs = [
-            {"logprobs": TensorData(lp), "elementwise_loss": TensorData(per_position(loss))}
-            for lp, loss in zip(logprobs, losses, strict=True)
-        ]
+        outputs = [datum for output, _ in self._outputs for datum in _datums(output)]
         metrics = combine_metrics([(output.metrics, count) for output, count in self._outputs])
         return encode_forward_backward_output(ForwardBackwardOutput("ArrayRecord", outputs, metrics))
+
+
+def _datums(output: TrainOutput) -> list[dict[str, TensorData]]:
+    """Arrays by name, datum by datum."""
+    datums = [{"logprobs": TensorData(lp)} for lp in output.logprobs]
+    if output.elementwise_loss is not None:
+        for datum, loss in zip(datums, output.elementwise_loss, strict=True):
+            datum["elementwise_loss"] = TensorData(per_position(loss))
+    return datums
 
 
 def per_position(loss: np.ndarray) -> np.ndarray:

@@ -93,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="ask clients to compress training data and to its parts side by side; for slow lines",
     )
+    add(
+        "--custom-losses",
+        action="store_true",
+        help="run losses that clients upload as graphs, within bounds; without it clients run their own",
+    )
     add("--device", default="auto", help="cpu, cuda or cuda:N (default: cuda where there is one)")
     add(
         "--dtype",
@@ -121,6 +126,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         session_poller=arguments.session_poller,
         far_clients=arguments.far_clients,
         limits=Limits(max_topk=arguments.max_topk),
+        custom_losses=arguments.custom_losses,
     )
     # A port in use shows at once, not after minutes of fetching a model.
     with _listen(settings.host, settings.port) as listener:

@@ -7,6 +7,7 @@ sessions stay in memory; when it ends, they are freed, and its saved checkpoints
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import secrets
 import time
@@ -19,11 +20,12 @@ from tinkerlite_server.adapters import Adapters
 from tinkerlite_server.auth import Keyring
 from tinkerlite_server.boundary import attempt
 from tinkerlite_server.checkpoint_folders import CheckpointFolders
+from tinkerlite_server.custom_losses import CustomLosses
 from tinkerlite_server.downloads import Links
-from tinkerlite_server.engine.protocols import AdapterConfig, Engine, ModelInfo
+from tinkerlite_server.engine.protocols import AdapterConfig, Engine, LossGraph, ModelInfo
 from tinkerlite_server.errors import BadRequest, ServerError, UnknownName
 from tinkerlite_server.executor import Executor
-from tinkerlite_server.futures import FutureTable, Ticket
+from tinkerlite_server.futures import Done, FutureTable, Ticket
 from tinkerlite_server.operations import CreateRun, LoadRun, Operation, Refusal, Sample
 from tinkerlite_server.sample_queue import SampleQueue
 from tinkerlite_server.scheduler import Scheduler
@@ -49,6 +51,7 @@ class Service:
         self.settings = settings
         self.catalog = engine.catalog
         self.tokenizer = engine.tokenizer
+        self.custom_losses = CustomLosses(limits.max_custom_losses) if settings.custom_losses else None
         self.keyring = Keyring(settings.api_keys)
         self.store = Store(settings.data_dir)
         self.links = Links(settings.data_dir, limits.download_seconds)
@@ -58,6 +61,7 @@ class Service:
             max_result_bytes=limits.max_result_bytes,
         )
         samples = SampleQueue(window=limits.sampler_window, limit=limits.max_queued_samples)
+        self._compile_loss = engine.compile_loss
         self._folders = CheckpointFolders(settings.data_dir / "checkpoints")
         adapters = Adapters(
             engine,
@@ -173,11 +177,46 @@ class Service:
         """
         self._last_seen.pop(session_id, None)
         runs, samplers = self.store.end_session(session_id, reason, finish=finish)
+        if self.custom_losses is not None:
+            self.custom_losses.drop_session(session_id)
         for model_id in runs:
             self.scheduler.free_run(model_id, f"session {session_id} has ended, as {reason}")
         for sampler in samplers:
             if sampler.adapter_id is not None and sampler.folder is None:
                 self.scheduler.free_snapshot(sampler.adapter_id)
+
+    # ---- custom losses ----
+
+    async def add_custom_loss(
+        self, owner: str, session_id: str, key: Hashable, digest: bytes, graph: LossGraph
+    ) -> str:
+        """Check a loss and keep it for its session, once however often it is sent; its request id.
+
+        Raises:
+            BadRequest: custom losses are off, or the graph is not one that this server runs.
+        """
+        losses = self.require_custom_losses()
+        program = await asyncio.to_thread(self._compile_loss, graph)
+        self.store.live_session(session_id, owner)
+        with self._once(owner, key, digest) as ticket:
+            if ticket.is_new:
+                losses.add(session_id, program)
+                answer = {"loss_id": graph.loss_id, "type": "create_custom_loss"}
+                self.futures.settle(ticket.request_id, Done(json.dumps(answer).encode()))
+        return ticket.request_id
+
+    def require_custom_losses(self) -> CustomLosses:
+        """The losses that callers uploaded.
+
+        Raises:
+            BadRequest: this server takes none.
+        """
+        if self.custom_losses is None:
+            raise BadRequest(
+                "this server runs no custom losses: start it with `tinkerlite serve --custom-losses`. "
+                "Without that, forward_backward_custom runs the loss in the client"
+            )
+        return self.custom_losses
 
     # ---- work ----
 

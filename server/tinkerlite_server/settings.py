@@ -22,6 +22,10 @@ class Limits:
     """Most `num_samples` of one request."""
     max_topk: int = 1000
     """Most alternatives a position, likeliest or drawn, in each of the fields of `asample` for them."""
+    max_custom_losses: int = 64
+    """Custom losses that a session may upload."""
+    max_loss_bytes: int = 2**20
+    """Largest body that uploads one."""
     max_topk_values: int = 16_000_000
     """Most (position, alternative) pairs in one answer: 8 to 16 bytes each."""
 
@@ -72,6 +76,8 @@ class Settings:
     far_clients: bool = False
     """Whether clients are asked to compress training data, and to send the parts of a large batch side by
     side: on a slow line that saves time, on a fast one it costs some."""
+    custom_losses: bool = False
+    """Whether callers may upload losses of their own (checked graphs, never code) to be run here."""
     limits: Limits = field(default_factory=Limits)
 
 

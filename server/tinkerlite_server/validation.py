@@ -22,7 +22,14 @@ from tinkerlite.types import (
     ModelInput,
     TensorData,
 )
-from tinkerlite_server.engine.protocols import Example, Floats, Ids, ModelInfo, TrainBatch
+from tinkerlite_server.engine.protocols import (
+    Example,
+    Floats,
+    Ids,
+    LossProgram,
+    ModelInfo,
+    TrainBatch,
+)
 from tinkerlite_server.errors import BadRequest
 from tinkerlite_server.futures import fingerprint
 from tinkerlite_server.settings import Limits
@@ -64,18 +71,26 @@ NO_STABLE_REINFORCE = (
 """What to do instead, for the recipes that have it as their default."""
 
 
-def train_batch(request: ForwardBackwardRequest, info: ModelInfo, limits: Limits) -> TrainBatch:
+def train_batch(
+    request: ForwardBackwardRequest, info: ModelInfo, limits: Limits, program: LossProgram | None = None
+) -> TrainBatch:
     """The engine's batch.
+
+    Args:
+        program: the loss itself, where `loss_fn` is "custom".
 
     Raises:
         BadRequest: naming what is wrong, and in which datum.
     """
-    schema = LOSSES.get(request.loss_fn)
-    if request.loss_fn == "stable_reinforce":
-        raise BadRequest(f"loss_fn: {NO_STABLE_REINFORCE}")
-    if schema is None:
-        raise BadRequest(f"loss_fn {request.loss_fn!r} is not one of {sorted(LOSSES)}")
-    config = _loss_config(request.loss_fn, schema, request.loss_fn_config)
+    if program is None:
+        schema = LOSSES.get(request.loss_fn)
+        if request.loss_fn == "stable_reinforce":
+            raise BadRequest(f"loss_fn: {NO_STABLE_REINFORCE}")
+        if schema is None:
+            raise BadRequest(f"loss_fn {request.loss_fn!r} is not one of {sorted(LOSSES)}")
+        config = _loss_config(request.loss_fn, schema, request.loss_fn_config)
+    else:
+        schema, config = _custom_schema(program), {}
     if not request.data:
         raise BadRequest("data is empty; send at least one datum")
     room = limits.max_body_bytes // 4
@@ -83,9 +98,12 @@ def train_batch(request: ForwardBackwardRequest, info: ModelInfo, limits: Limits
     for index, datum in enumerate(request.data):
         field = f"data[{index}]"
         _check_room(datum, room, field)
-        example = _example(datum, request.loss_fn, schema, info, field)
-        _check_bounds(example.inputs, config, f"{field}.loss_fn_inputs")
-        room -= example.target_tokens.size * (1 + len(example.inputs))
+        if program is None:
+            example = _example(datum, request.loss_fn, schema, info, field)
+            _check_bounds(example.inputs, config, f"{field}.loss_fn_inputs")
+        else:
+            example = _custom_example(datum, program, schema, info, field)
+        room -= example.target_tokens.size + sum(values.size for values in example.inputs.values())
         examples.append(example)
     return TrainBatch(
         model_id=request.model_id,
@@ -93,7 +111,60 @@ def train_batch(request: ForwardBackwardRequest, info: ModelInfo, limits: Limits
         loss_fn=request.loss_fn,
         loss_config=config,
         forward_only=request.forward_only,
+        program=program,
     )
+
+
+def custom_loss_id(request: ForwardBackwardRequest) -> str:
+    """Which custom loss a request wants.
+
+    Raises:
+        BadRequest: it does not say, or says more than that.
+    """
+    loss_id = request.loss_fn_config.get("loss_id")
+    if not isinstance(loss_id, str) or len(request.loss_fn_config) != 1:
+        raise BadRequest(
+            f"loss_fn 'custom' takes one option, the text 'loss_id', and has {dict(request.loss_fn_config)}"
+        )
+    return loss_id
+
+
+def _custom_schema(program: LossProgram) -> LossSchema:
+    inputs = program.graph.inputs
+    return LossSchema(needs=tuple(each.name for each in inputs[1:]), many_targets=inputs[0].rank == 2)
+
+
+def _custom_example(
+    datum: Datum, program: LossProgram, schema: LossSchema, info: ModelInfo, field: str
+) -> Example:
+    """A datum of a custom loss, with the inputs that the loss reads; others are not its concern."""
+    graph = program.graph
+    tokens = text_tokens(datum.model_input, info, f"{field}.model_input")
+    given = datum.loss_fn_inputs
+    if missing := sorted({"target_tokens", *schema.needs} - set(given)):
+        raise BadRequest(f"{field}.loss_fn_inputs lacks {missing}, which custom loss {graph.name!r} reads")
+    targets = _targets(given["target_tokens"], len(tokens), schema, info, "custom", field)
+    _check_rank(
+        given["target_tokens"], "logprobs", graph.inputs[0].rank, f"{field}.loss_fn_inputs['target_tokens']"
+    )
+    inputs = {}
+    for each in graph.inputs[1:]:
+        where = f"{field}.loss_fn_inputs[{each.name!r}]"
+        values = given[each.name].to_numpy()
+        if each.rank == 0 and values.size == 1:
+            values = values.reshape(())  # on the wire a number is a tensor without a shape
+        else:
+            _check_rank(given[each.name], each.name, each.rank, where)
+        _check_finite(values, where)
+        inputs[each.name] = values
+    return Example(tokens, targets, inputs)
+
+
+def _check_rank(tensor: TensorData, name: str, rank: int, field: str) -> None:
+    if len(tensor.shape) != rank:
+        raise BadRequest(
+            f"{field} has shape {tuple(tensor.shape)}, and the custom loss declares {name} with rank {rank}"
+        )
 
 
 def _loss_config(loss_fn: str, schema: LossSchema, given: Mapping[str, float | str]) -> dict[str, float]:
@@ -152,7 +223,7 @@ def _check_input_names(datum: Datum, loss_fn: str, schema: LossSchema, field: st
         )
 
 
-def _check_bounds(inputs: Mapping[str, Floats], config: Mapping[str, float], field: str) -> None:
+def _check_bounds(inputs: Mapping[str, Floats | Ids], config: Mapping[str, float], field: str) -> None:
     """Bounds of each token are those of a ratio; a mask counts tokens: neither is below 0."""
     for name in (*_CLIPS, "sequence_ratio_mask"):
         if name in inputs and (inputs[name] < 0).any():
@@ -192,10 +263,14 @@ def _floats(tensor: TensorData, shape: tuple[int, ...], field: str) -> Floats:
     if tuple(tensor.shape) != shape:
         raise BadRequest(f"{field} has shape {tuple(tensor.shape)}, and target_tokens has {shape}")
     values = tensor.to_numpy().astype(np.float32, copy=False)
+    _check_finite(values, field)
+    return values
+
+
+def _check_finite(values: NDArray[Any], field: str) -> None:
     if not np.isfinite(values).all():
         place = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
         raise BadRequest(f"{field} is {values[place]} at {list(place)}; it must be finite")
-    return values
 
 
 def text_tokens(model_input: ModelInput, info: ModelInfo, field: str) -> Ids:
@@ -233,6 +308,8 @@ def _check_ids(ids: NDArray[np.int64], info: ModelInfo, field: str) -> None:
 def batch_fingerprint(batch: TrainBatch) -> bytes:
     """The digest of a forward_backward: of its content, whatever order its bytes came in."""
     parts: list[Any] = [batch.loss_fn, sorted(batch.loss_config.items()), batch.forward_only]
+    if batch.program is not None:
+        parts.append(batch.program.graph.loss_id)
     for example in batch.examples:
         arrays = [example.tokens, example.target_tokens]
         arrays += [values for _, values in sorted(example.inputs.items())]

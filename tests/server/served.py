@@ -69,9 +69,19 @@ class Served:
 
 @contextmanager
 def serving(
-    engine: Engine, data_dir: Path, *, api_keys: Sequence[str] = (), limits: Limits | None = None
+    engine: Engine,
+    data_dir: Path,
+    *,
+    api_keys: Sequence[str] = (),
+    limits: Limits | None = None,
+    custom_losses: bool = False,
 ) -> Iterator[Served]:
-    settings = Settings(data_dir=data_dir, api_keys=tuple(api_keys), limits=limits or Limits())
+    settings = Settings(
+        data_dir=data_dir,
+        api_keys=tuple(api_keys),
+        limits=limits or Limits(),
+        custom_losses=custom_losses,
+    )
     served = Served(settings, engine)
     try:
         yield served

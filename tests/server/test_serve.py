@@ -109,6 +109,7 @@ def test_help_names_every_option_and_an_example(capsys: pytest.CaptureFixture[st
         "--data-dir",
         "--api-key",
         "--max-topk",
+        "--custom-losses",
         "--device",
         "--dtype",
     )

@@ -150,7 +150,7 @@ def test_refused_optimizer_settings_use_up_their_number_too(caller: Caller):
 def test_text_among_the_options_of_a_loss_is_read_and_not_dropped(caller: Caller):
     """Numbers travel in two maps and text in the newer one alone."""
     response = caller.post_forward_backward(
-        caller.model(), 1, loss_fn_config={"reduction": "mean", "beta": 1.0}
+        caller.model(), 1, loss_fn="dro", loss_fn_config={"reduction": "mean", "beta": 1.0}
     )
     assert response.status_code == 400
     assert "reduction" in response.json()["detail"]
@@ -161,6 +161,40 @@ def test_gradients_are_gone_after_a_step(caller: Caller, toy: ToyEngine):
     caller.forward_backward(model, 1)
     assert caller.result(caller.optim_step(model, 2))["metrics"]["grad_norm"] > 0
     assert caller.result(caller.optim_step(model, 3))["metrics"]["grad_norm"] == 0.0
+
+
+def test_adamw_settings_come_under_either_name(caller: Caller):
+    model = caller.model()
+    params = {"type": "adamw", "learning_rate": 0.5, "grad_clip_norm": 1.0}
+    answer = caller.ok("/optim_step", model_id=model, seq_id=1, optimizer_params=params)
+    assert caller.result(answer["request_id"])["metrics"]["step"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "send either adam_params, or optimizer_params"),
+        ({"adam_params": {}, "optimizer_params": {"type": "adamw"}}, "send either adam_params, or"),
+        (
+            {"optimizer_params": {"type": "dimuon", "learning_rate": 0.1, "beta1": 0.9}},
+            "optimizer_params are of type 'dimuon', and every run here has the optimizer 'adamw'",
+        ),
+        ({"optimizer_params": {"learning_rate": 0.1}}, "optimizer_params are of type None"),
+        ({"optimizer_params": {"type": ["adamw"]}}, "optimizer_params are of type ['adamw']"),
+        (
+            {"optimizer_params": {"type": "adamw", "beta1": 1.0}},
+            "optimizer_params.beta1: Input should be less than 1",
+        ),
+        ({"optimizer_params": {"type": "adamw", "momentum": 1}}, "optimizer_params.momentum: Extra inputs"),
+        ({"adam_params": {"momentum": 1}}, "adam_params.momentum: Extra inputs"),
+    ],
+)
+def test_settings_of_another_optimizer_are_refused_by_name(
+    lasting_caller: Caller, fields: dict[str, object], message: str
+):
+    model = lasting_caller.model()
+    assert message in lasting_caller.refused("/optim_step", model_id=model, seq_id=1, **fields)
+    assert "metrics" in lasting_caller.result(lasting_caller.optim_step(model, 2))
 
 
 def test_a_failure_of_the_engine_is_a_failed_future_of_the_server(caller: Caller, toy: ToyEngine):

@@ -31,6 +31,8 @@ from tinkerlite_server.engine.protocols import (
     AdapterConfig,
     ChatMessage,
     Floats,
+    Ids,
+    LossGraph,
     ModelInfo,
     SampledToken,
     SampleResult,
@@ -80,6 +82,13 @@ class ToyRun:
     steps: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class ToyProgram:
+    """Any custom loss, which here is cross_entropy with weights of one."""
+
+    graph: LossGraph
+
+
 @dataclass(eq=False)
 class _Running:
     work: SampleWork
@@ -113,6 +122,8 @@ class ToyEngine:
         }
         self.calls: list[tuple[str, ...]] = []
         """What was asked, in order: (verb, model ids or keys ...)."""
+        self.batches: list[TrainBatch] = []
+        """What was trained on, in order."""
         self.failures: dict[str, Exception] = {}
         """A verb's next call raises this, once; "forward_backward of ID" makes one batch fail."""
         self.gate = threading.Event()
@@ -153,6 +164,7 @@ class ToyEngine:
         self._runs.pop(model_id, None)
 
     def forward_backward(self, batches: Sequence[TrainBatch]) -> list[TrainOutput | ServerError]:
+        self.batches += batches
         self._called("forward_backward", *(batch.model_id for batch in batches))
         self.entered.set()
         self.gate.wait()
@@ -172,19 +184,28 @@ class ToyEngine:
             lp = np.take_along_axis(full_NV, targets_NK, axis=-1).reshape(shape)
             weight = self._weight(batch.loss_fn, lp, example.inputs)
             logprobs.append(lp.astype(np.float32))
-            losses.append((-weight * (lp if batch.loss_fn == "cross_entropy" else 1.0)).astype(np.float32))
+            is_linear = batch.loss_fn in ("cross_entropy", "custom")
+            losses.append((-weight * (lp if is_linear else 1.0)).astype(np.float32))
             if not batch.forward_only:
                 gap_NKV = np.exp(full_NV)[:, None, :] - np.eye(VOCAB)[targets_NK]
                 slope_NV = (weight.reshape(targets_NK.shape)[..., None] * gap_NKV).sum(1)
                 np.add.at(run.gradient, example.tokens, slope_NV)
-        return TrainOutput(logprobs, losses, {"loss:sum": float(sum(loss.sum() for loss in losses))})
+        metrics = {"loss:sum": float(sum(loss.sum() for loss in losses))}
+        return TrainOutput(logprobs, None if batch.program else losses, metrics)
 
     @staticmethod
-    def _weight(loss_fn: str, lp: Table, inputs: Mapping[str, Floats]) -> Table:
+    def _weight(loss_fn: str, lp: Table, inputs: Mapping[str, Floats | Ids]) -> Table:
         """The weight of each log-probability in the gradient."""
+        if loss_fn == "custom":
+            return np.ones_like(lp)
         if loss_fn == "cross_entropy":
             return inputs["weights"].astype(np.float64)
         return np.exp(lp - inputs["logprobs"]) * inputs["advantages"]
+
+    def compile_loss(self, graph: LossGraph) -> ToyProgram:
+        if graph.name == "broken":
+            raise BadRequest("custom loss 'broken': node 'exp': no such operation")
+        return ToyProgram(graph)
 
     def optim_step(self, model_id: str, params: AdamParams) -> dict[str, float]:
         self._called("optim_step", model_id)

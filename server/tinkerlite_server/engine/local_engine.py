@@ -11,6 +11,8 @@ from tinkerlite_server.engine.model_tokenizer import ModelTokenizer
 from tinkerlite_server.engine.protocols import (
     AdapterConfig,
     EngineLimits,
+    LossGraph,
+    LossProgram,
     ModelInfo,
     SampledToken,
     SampleResult,
@@ -53,6 +55,10 @@ class LocalEngine:
     def forward_backward(self, batches: Sequence[TrainBatch]) -> list[TrainOutput | ServerError]:
         """See `Trainer.forward_backward`."""
         return self._trainer.forward_backward(batches)
+
+    def compile_loss(self, graph: LossGraph) -> LossProgram:
+        """See `Trainer.compile_loss`."""
+        return self._trainer.compile_loss(graph)
 
     def optim_step(self, model_id: str, params: AdamParams) -> dict[str, float]:
         """See `Trainer.optim_step`."""

@@ -4,7 +4,7 @@
 another machine, implements one of them. Knows neither torch nor HTTP.
 
 An engine is not thread-safe: one thread, the scheduler's, makes every call except
-`catalog` and `tokenizer`, which are read-only and safe from anywhere.
+`catalog`, `tokenizer` and `compile_loss`, which change nothing and are safe from anywhere.
 
 Arrays are numpy; logprobs are float32, natural, untempered.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NotRequired, Protocol, TypedDict
+from typing import Any, Literal, NotRequired, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,9 +66,60 @@ class Example:
     tokens: Ids
     """(N,)."""
     target_tokens: Ids
-    """(N,) or, for cross_entropy, (N, K)."""
-    inputs: Mapping[str, Floats]
-    """The loss's other inputs by name, each shaped like `target_tokens`."""
+    """(N,) or, for cross_entropy and custom losses, (N, K)."""
+    inputs: Mapping[str, Floats | Ids]
+    """The loss's other inputs by name: float32, each shaped like `target_tokens`. Those of a custom
+    loss may be int64, and of any shape of the rank that it declares."""
+
+
+# ---- custom losses ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossInput:
+    """An input of a custom loss: `logprobs`, or what each datum has under this name."""
+
+    name: str
+    rank: Literal[0, 1, 2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossNode:
+    """One step of a traced function, as it came: nothing in it is trusted.
+
+    `args` and `kwargs` are JSON: scalars and lists stand for themselves, `{"ref": name}` for an
+    earlier node, and other one-key objects for what JSON lacks (tuples, slices, dtypes, ...).
+    """
+
+    op: str
+    name: str
+    target: str
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=lambda: {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossGraph:
+    """A caller's loss of one datum: (logprobs, *inputs) -> (loss, metrics), step by step."""
+
+    loss_id: str
+    name: str
+    """The function's; for messages."""
+    inputs: Sequence[LossInput]
+    """`logprobs` first."""
+    nodes: Sequence[LossNode]
+
+
+class LossProgram(Protocol):
+    """A graph that an engine has checked, in the form in which it runs it."""
+
+    @property
+    def graph(self) -> LossGraph:
+        """What it was made of."""
+        ...
+
+
+# ---- batches ----
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -80,6 +131,8 @@ class TrainBatch:
     loss_fn: str
     loss_config: Mapping[str, float]
     forward_only: bool = False
+    program: LossProgram | None = None
+    """The loss itself, where `loss_fn` is "custom"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +140,8 @@ class TrainOutput:
     """Per example, in order: arrays shaped like its targets. `metrics` has at least `loss:sum`."""
 
     logprobs: list[Floats]
-    elementwise_loss: list[Floats]
+    elementwise_loss: list[Floats] | None
+    """None for a custom loss, which is one number a datum and no sum over positions."""
     metrics: dict[str, float]
 
 
@@ -107,6 +161,14 @@ class Trainer(Protocol):
 
         Gradients are added to each run's accumulator unless `forward_only`. A batch that
         fails yields its error and leaves its run's gradients as they were.
+        """
+        ...
+
+    def compile_loss(self, graph: LossGraph) -> LossProgram:
+        """Check a custom loss and make it ready to run. Safe from any thread: it changes nothing.
+
+        Raises:
+            BadRequest: naming the node and the operation that is wrong.
         """
         ...
 
@@ -297,5 +359,8 @@ class EngineLimits:
     """Fewer decode at once where the keys and values of their full lengths would exceed this."""
     head_chunk: int = 256
     """Most positions whose full-vocabulary logits exist at once."""
+    max_loss_values: int = field(default=2**27)
+    """Most values that a custom loss may compute for one datum, over all its operations. Half a
+    gigabyte in fp32: pairwise terms of 4,096 positions fit a few times."""
     max_models_bytes: int = field(default=16 * 2**30)
     """Base models beyond this are evicted, least recently used first."""

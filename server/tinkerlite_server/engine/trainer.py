@@ -1,13 +1,15 @@
 """LocalTrainer: gradients and optimizer steps of many LoRA runs.
 
 A request's examples are packed into passes (streams.py), several runs' together; each pass
-goes forward, its losses are summed, and one backward adds to every run's gradients. A request
+goes forward, its losses are summed, and one backward adds to every run's gradients. A custom
+loss is differentiated at the logprobs first, and joins that sum as its linear term. A request
 either adds all of its gradients or none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from tinkerlite.types import AdamParams
 from tinkerlite_server.engine.adapter_files import read_optimizer, write_adapter, write_optimizer
 from tinkerlite_server.engine.adapter_loading import load_adapter
 from tinkerlite_server.engine.base_model import BaseModel
+from tinkerlite_server.engine.custom_loss import Program, compile_loss
 from tinkerlite_server.engine.logprobs import target_logprobs
 from tinkerlite_server.engine.lora import Adapter
 from tinkerlite_server.engine.losses import LOSSES
@@ -30,6 +33,8 @@ from tinkerlite_server.engine.protocols import (
     EngineLimits,
     Example,
     Floats,
+    LossGraph,
+    LossProgram,
     TrainBatch,
     TrainOutput,
 )
@@ -55,7 +60,9 @@ class _Job:
     example: Example
     run: Run
     logprobs: Floats = field(default_factory=lambda: np.empty(0, np.float32))
-    elementwise_loss: Floats = field(default_factory=lambda: np.empty(0, np.float32))
+    elementwise_loss: Floats | None = None
+    loss: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=lambda: {})
 
 
 class LocalTrainer:
@@ -127,15 +134,10 @@ class LocalTrainer:
             total: Tensor | None = None
             for job, lp in zip(jobs, logprobs, strict=True):
                 batch = batches[job.batch]
-                inputs = {
-                    name: torch.tensor(value, device=lp.device) for name, value in job.example.inputs.items()
-                }
-                loss = LOSSES[batch.loss_fn](lp, inputs, batch.loss_config)
                 job.logprobs = lp.detach().cpu().numpy()
-                job.elementwise_loss = loss.detach().cpu().numpy()
-                _check_finite(job, batch)
+                loss = _loss(job, batch, lp) if batch.program is None else _custom_loss(job, batch, lp)
                 if not batch.forward_only:
-                    total = loss.sum() if total is None else total + loss.sum()
+                    total = loss if total is None else total + loss
         if total is not None:
             total.backward()
 
@@ -169,13 +171,18 @@ class LocalTrainer:
 
     def _output(self, jobs: Sequence[_Job], batch: int) -> TrainOutput:
         mine = sorted((job for job in jobs if job.batch == batch), key=lambda job: job.place)
-        total = float(sum(job.elementwise_loss.sum(dtype=np.float64) for job in mine))
+        total = sum(job.loss for job in mine)
         tokens = sum(len(job.example.tokens) for job in mine)
+        losses = [job.elementwise_loss for job in mine if job.elementwise_loss is not None]
         return TrainOutput(
             logprobs=[job.logprobs for job in mine],
-            elementwise_loss=[job.elementwise_loss for job in mine],
-            metrics={"loss:sum": total, "tokens:sum": float(tokens)},
+            elementwise_loss=losses or None,
+            metrics={"loss:sum": total, "tokens:sum": float(tokens), **_custom_metrics(mine)},
         )
+
+    def compile_loss(self, graph: LossGraph) -> LossProgram:
+        """See `Trainer.compile_loss`."""
+        return compile_loss(graph, self._limits.max_loss_values)
 
     # ---- steps and files ----
 
@@ -226,17 +233,61 @@ class _Accumulation:
                 tensor.grad = before if tensor.grad is None else before.add_(tensor.grad)
 
 
-def _check_finite(job: _Job, batch: TrainBatch) -> None:
+def _loss(job: _Job, batch: TrainBatch, lp: Tensor) -> Tensor:
+    """One of this server's own losses, summed over positions."""
+    loss = LOSSES[batch.loss_fn](lp, _tensors(job.example, lp.device), batch.loss_config)
+    job.elementwise_loss = loss.detach().cpu().numpy()
+    _check_finite(job, batch, job.elementwise_loss)
+    job.loss = float(job.elementwise_loss.sum(dtype=np.float64))
+    return loss.sum()
+
+
+def _custom_loss(job: _Job, batch: TrainBatch, lp: Tensor) -> Tensor:
+    """The linear term of a caller's loss L at these logprobs: sum dL/dlp * lp has L's gradient.
+
+    Raises:
+        BadRequest: naming the datum and, within the loss, the operation.
+    """
+    assert isinstance(batch.program, Program)
+    _check_finite(job, batch, job.logprobs)
+    try:
+        evaluated = batch.program.evaluate(
+            lp.detach(), _tensors(job.example, lp.device), differentiate=not batch.forward_only
+        )
+    except BadRequest as error:
+        raise BadRequest(f"datum {job.place}: {error}. No gradient of this request was kept.") from error
+    job.loss, job.metrics = evaluated.loss, evaluated.metrics
+    return lp.sum() if evaluated.gradient is None else (evaluated.gradient * lp).sum()
+
+
+def _tensors(example: Example, device: torch.device) -> dict[str, Tensor]:
+    return {name: torch.tensor(value, device=device) for name, value in example.inputs.items()}
+
+
+def _custom_metrics(jobs: Sequence[_Job]) -> dict[str, float]:
+    """Metrics that a custom loss computes for every datum, by the reduction that each name ends in."""
+    combined: dict[str, float] = {}
+    for name in jobs[0].metrics:
+        total = math.fsum(job.metrics[name] for job in jobs)
+        combined[name] = total / len(jobs) if name.endswith(":mean") else total
+    return combined
+
+
+def _check_finite(job: _Job, batch: TrainBatch, losses: Floats) -> None:
     """Refuse infinities and NaN before they reach the gradients.
 
     Raises:
         BadRequest: naming datum, position and the inputs there.
     """
-    for name, values in (("logprob", job.logprobs), ("loss", job.elementwise_loss)):
+    for name, values in (("logprob", job.logprobs), ("loss", losses)):
         if np.isfinite(values).all():
             continue
         place = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
-        given = ", ".join(f"{key} {value[place]:.4g}" for key, value in job.example.inputs.items())
+        given = ", ".join(
+            f"{key} {value[place]:.4g}"
+            for key, value in job.example.inputs.items()
+            if value.shape == job.logprobs.shape
+        )
         raise BadRequest(
             f"{batch.loss_fn}: the {name} of datum {job.place} at position {place[0]} is {values[place]} "
             f"({given}, trainer's logprob {job.logprobs[place]:.4g}). No gradient of this request was kept; "

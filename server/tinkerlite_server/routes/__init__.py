@@ -5,6 +5,7 @@ from fastapi import APIRouter
 from tinkerlite_server.routes import (
     checkpoints,
     copies,
+    custom_losses,
     downloads,
     futures,
     models,
@@ -34,5 +35,6 @@ for module in (
     checkpoints,
     copies,
     downloads,
+    custom_losses,
 ):
     router.include_router(module.router)

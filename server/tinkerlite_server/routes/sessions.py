@@ -51,7 +51,7 @@ async def client_config(service: Served, owner: Owner) -> Response:
             "sample_no_retries": True,  # a failure here is an answer, not a hiccup
             "sample_use_retrieve_futures": service.settings.session_poller,
             "sample_join_sampling_session": False,
-            "custom_loss_server_side": False,
+            "custom_loss_server_side": service.settings.custom_losses,
             # For clients of mid-2026, to whom it is a choice.
             "proto_write_fwdbwd": True,
             "fwd_via_fwdbwd": True,
@@ -71,11 +71,12 @@ async def client_dynamic_config(owner: Owner) -> Response:
 async def capabilities(service: Served, owner: Owner) -> Response:
     """The base models, and what can be asked of them."""
     limits = service.settings.limits
-    models = [_supported(info, limits) for info in service.catalog.values()]
+    losses = [*LOSSES, *(["custom"] if service.settings.custom_losses else [])]
+    models = [_supported(info, limits, losses) for info in service.catalog.values()]
     return reply(types.GetServerCapabilitiesResponse(supported_models=models))
 
 
-def _supported(info: ModelInfo, limits: Limits) -> types.SupportedModel:
+def _supported(info: ModelInfo, limits: Limits, losses: list[str]) -> types.SupportedModel:
     return types.SupportedModel(
         model_name=info.name,
         max_context_length=info.max_context,
@@ -86,7 +87,7 @@ def _supported(info: ModelInfo, limits: Limits) -> types.SupportedModel:
         dtype=info.dtype,
         max_topk=min(limits.max_topk, info.vocab_size),
         sample_features=list(SAMPLE_FEATURES),
-        losses=list(LOSSES),
+        losses=losses,
     )
 
 

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tinkerlite.types import AdamParams, ForwardBackwardRequest
 from tinkerlite.wire import PROTOBUF_CONTENT_TYPE, decode_forward_backward_request
+from tinkerlite_server.engine.protocols import LossProgram
 from tinkerlite_server.errors import BadRequest
 from tinkerlite_server.operations import UNNUMBERED, ForwardBackward, Operation, OptimStep
 from tinkerlite_server.routes.bodies import read_body
@@ -26,7 +27,7 @@ from tinkerlite_server.routes.exchange import (
     repeat_key,
 )
 from tinkerlite_server.service import Service
-from tinkerlite_server.validation import batch_fingerprint, train_batch
+from tinkerlite_server.validation import batch_fingerprint, custom_loss_id, train_batch
 
 router = APIRouter()
 
@@ -69,7 +70,12 @@ def _submit(request: ForwardBackwardRequest, service: Service, owner: str) -> Re
             raise BadRequest(f"seq_id is {seq_id}; operations are numbered from 1")
         run = service.store.live_run(model_id, owner)
         service.saw(run.session_id)
-        batch = train_batch(request, service.model(run.base_model), service.settings.limits)
+        batch = train_batch(
+            request,
+            service.model(run.base_model),
+            service.settings.limits,
+            _program(request, run.session_id, service),
+        )
 
         def operation(request_id: str) -> Operation:
             return ForwardBackward(
@@ -78,6 +84,13 @@ def _submit(request: ForwardBackwardRequest, service: Service, owner: str) -> Re
 
         request_id = service.submit(owner, repeat_key(model_id, seq_id), batch_fingerprint(batch), operation)
     return promise(request_id, model_id=model_id)
+
+
+def _program(request: ForwardBackwardRequest, session_id: str, service: Service) -> LossProgram | None:
+    """The custom loss that a request names; None for one of the server's own."""
+    if request.loss_fn != "custom":
+        return None
+    return service.require_custom_losses().get(session_id, custom_loss_id(request))
 
 
 class OptimStepBody(Body):
@@ -89,18 +102,19 @@ class OptimStepBody(Body):
     optimizer_params: dict[str, Any] | None = None
 
 
+class OptimizerParams(Body):
+    """AdamW's settings under the name that fits every family."""
+
+    optimizer_params: AdamParams
+
+
 @router.post("/optim_step")
 async def optim_step(request: Request, service: Served, owner: Owner) -> Response:
     """Step on the accumulated gradients, then zero them."""
     raw = await read_json(request)
     with numbered(service, owner, "optim_step", raw.get("model_id"), raw.get("seq_id")):
         body = parse(OptimStepBody, raw)
-        if body.optimizer_params is not None:
-            kind = body.optimizer_params.get("type")
-            raise BadRequest(f"optimizer_params of type {kind!r} do not fit: runs here step by adam_params")
-        params = body.adam_params
-        if params is None:
-            raise BadRequest("adam_params is missing")
+        params = _adam_params(body)
         run = service.store.live_run(body.model_id, owner)
         service.saw(run.session_id)
 
@@ -114,3 +128,19 @@ async def optim_step(request: Request, service: Served, owner: Owner) -> Respons
 
         request_id = service.submit(owner, repeat_key(run.id, body.seq_id), digest(raw), operation)
     return promise(request_id, model_id=run.id)
+
+
+def _adam_params(body: OptimStepBody) -> AdamParams:
+    """A step's settings, from either of the two places where clients put them."""
+    if (body.adam_params is None) == (body.optimizer_params is None):
+        raise BadRequest("send either adam_params, or optimizer_params with their type")
+    if body.adam_params is not None:
+        return body.adam_params
+    params = dict(body.optimizer_params or {})
+    family = params.pop("type", None)
+    if family != "adamw":
+        raise BadRequest(
+            f"optimizer_params are of type {family!r}, and every run here has the optimizer 'adamw', as "
+            "get_info says; send adam_params"
+        )
+    return parse(OptimizerParams, {"optimizer_params": params}).optimizer_params
