@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tinkerlite import errors as errors
     from tinkerlite import types as types
     from tinkerlite.config import ClientConfig as ClientConfig
+    from tinkerlite.custom_loss import NumpyLoss as NumpyLoss
     from tinkerlite.errors import APIConnectionError as APIConnectionError
     from tinkerlite.errors import APIError as APIError
     from tinkerlite.errors import APIResponseValidationError as APIResponseValidationError
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "tinkerlite": ("errors", "types"),
     "tinkerlite.config": ("ClientConfig",),
+    "tinkerlite.custom_loss": ("NumpyLoss",),
     "tinkerlite.future": ("APIFuture",),
     "tinkerlite.notebook": ("show",),
     "tinkerlite.rest_client": ("RestClient",),

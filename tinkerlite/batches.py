@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from tinkerlite.chunking import combine_outputs, split_into_chunks
 from tinkerlite.connection import Connection
@@ -63,18 +64,33 @@ def pack(
 async def send_batch(
     connection: Connection, turn: Turn, chunks: Sequence[PackedChunk]
 ) -> list[UntypedAPIFuture]:
-    """Send the chunks in order; one receipt each."""
-    receipts: list[UntypedAPIFuture] = []
+    """Send the chunks, side by side if the server can take that; one receipt each, in order.
+
+    As long as it is not known in which form the server takes them, one after the other.
+    """
+    if len(chunks) > 1 and connection.server_config.parallel_fwdbwd_chunks and connection.speaks_protobuf:
+        outcomes = await turn.send_together([partial(_send, connection, chunk) for chunk in chunks])
+        receipts = [each for each in outcomes if isinstance(each, UntypedAPIFuture)]
+        for error in outcomes:
+            if isinstance(error, APIStatusError):
+                _note_accepted(error, len(receipts), chunks)
+                raise error
+        return receipts
+    receipts = list[UntypedAPIFuture]()
     try:
         for chunk in chunks:
             receipts.append(await turn.send(lambda seq_id, chunk=chunk: _send(connection, chunk, seq_id)))
     except APIStatusError as error:
-        if receipts and not chunks[0].request.forward_only:
-            error.add_note(
-                f"{len(receipts)} of {len(chunks)} chunks of this batch were accepted; their gradients count."
-            )
+        _note_accepted(error, len(receipts), chunks)
         raise
     return receipts
+
+
+def _note_accepted(error: APIStatusError, accepted: int, chunks: Sequence[PackedChunk]) -> None:
+    if accepted and not chunks[0].request.forward_only:
+        error.add_note(
+            f"{accepted} of {len(chunks)} chunks of this batch were accepted; their gradients count."
+        )
 
 
 async def _send(connection: Connection, chunk: PackedChunk, seq_id: int) -> UntypedAPIFuture:

@@ -75,6 +75,10 @@ class Ready:
         """This client."""
         return self
 
+    async def result_async(self: SelfT, timeout: float | None = None) -> SelfT:
+        """This client."""
+        return self
+
     def __await__(self: SelfT) -> Generator[None, None, SelfT]:
         return self
         yield  # makes this a generator, as await wants one

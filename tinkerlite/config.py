@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from urllib.parse import urlsplit
 
@@ -37,6 +38,8 @@ class ClientConfig:
     """How long a server may be away, or refuse with 429 or 5xx, before that is an error."""
     first_backoff_seconds: float = 1.0
     """The wait before the first repetition; it doubles up to 30 s. A Retry-After goes before it."""
+    billing_pause_seconds: float = 5.0
+    """The wait between two attempts while the account cannot pay (402); the server says for how long."""
     stuck_timeout_seconds: float = 600.0
     """How long a training run or sampler may go without finishing anything it was asked."""
     progress_after_seconds: float = 10.0
@@ -63,6 +66,8 @@ class Endpoint:
     local_models: tuple[str, ...] = ()
     """The models of a server in this process; empty for every other server."""
     is_loopback: bool = False
+    headers: tuple[tuple[str, str], ...] = ()
+    """Sent with every request besides our own, before which they go."""
 
 
 def environment(name: str) -> str | None:
@@ -70,7 +75,9 @@ def environment(name: str) -> str | None:
     return os.environ.get(f"TINKERLITE_{name}") or os.environ.get(f"TINKER_{name}") or None
 
 
-def resolve_endpoint(base_url: str | None = None, api_key: str | None = None) -> Endpoint:
+def resolve_endpoint(
+    base_url: str | None = None, api_key: str | None = None, headers: Mapping[str, str] | None = None
+) -> Endpoint:
     """Arguments first, then the environment, then the server on this machine.
 
     Raises:
@@ -79,18 +86,24 @@ def resolve_endpoint(base_url: str | None = None, api_key: str | None = None) ->
     """
     url = (base_url or environment("BASE_URL") or DEFAULT_BASE_URL).strip().rstrip("/")
     key = api_key or environment("API_KEY")
+    added = tuple((headers or {}).items())
     if url.startswith(LOCAL_SCHEME.rstrip("/")):
         models = tuple(name.strip() for name in url.removeprefix(LOCAL_SCHEME).split(",") if name.strip())
         if not url.startswith(LOCAL_SCHEME) or not models:
             raise InvalidRequest(f"{url!r} names no model; write local://MODEL, a hub id or a folder")
-        return Endpoint(base_url="http://tinkerlite.local", api_key=key or LOCAL_API_KEY, local_models=models)
+        return Endpoint(
+            base_url="http://tinkerlite.local",
+            api_key=key or LOCAL_API_KEY,
+            local_models=models,
+            headers=added,
+        )
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidRequest(f"base_url {url!r} must start with http://, https:// or local://")
     is_loopback = _is_loopback(parts.hostname)
     if key is None and not is_loopback:
         raise InvalidRequest(f"no API key for {url}; pass api_key=... or set TINKERLITE_API_KEY")
-    return Endpoint(base_url=url, api_key=key or LOCAL_API_KEY, is_loopback=is_loopback)
+    return Endpoint(base_url=url, api_key=key or LOCAL_API_KEY, is_loopback=is_loopback, headers=added)
 
 
 def _is_loopback(host: str) -> bool:

@@ -21,7 +21,7 @@ from tinkerlite.future import APIFuture
 from tinkerlite.loop import background_loop
 from tinkerlite.polling import ResultType, await_result
 from tinkerlite.progress import ProgressClock, WaitingBoard
-from tinkerlite.retry import resend
+from tinkerlite.retry import UnpaidBill, resend
 from tinkerlite.transport import Transport, read_model
 from tinkerlite.types import ClientConfigResponse, UntypedAPIFuture
 
@@ -46,15 +46,35 @@ class Connection:
         base_url: str | None = None,
         api_key: str | None = None,
         config: ClientConfig | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        self.config = config or ClientConfig()
-        self.endpoint = resolve_endpoint(base_url, api_key)
+        self._open(resolve_endpoint(base_url, api_key, headers), config or ClientConfig(), None)
+
+    @classmethod
+    def resume(
+        cls, endpoint: Endpoint, config: ClientConfig, server_config: ClientConfigResponse
+    ) -> Connection:
+        """To a server that has said already what it asks of its clients; sends nothing yet."""
+        connection = cls.__new__(cls)
+        connection._open(endpoint, config, server_config)
+        return connection
+
+    def _open(
+        self, endpoint: Endpoint, config: ClientConfig, server_config: ClientConfigResponse | None
+    ) -> None:
+        self.config = config
+        self.endpoint = endpoint
         self.loop = background_loop()
         self.speaks_protobuf: bool | None = None
         """Whether the server has taken a protobuf request; None before the first."""
         self._board = WaitingBoard(self.config.progress_after_seconds)
         self._tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
-        self.transport, self.server_config = self.loop.call(_open(self.endpoint, self.config, self._tasks))
+        self.transport, self.server_config = self.loop.call(
+            _open(self.endpoint, self.config, self._tasks, server_config)
+        )
+        self._bill = UnpaidBill(
+            self.config.billing_pause_seconds, self.server_config.billing_exception_max_pause_duration_sec
+        )
         self.capabilities = Capabilities(self.transport)
 
     def start(self, work: Coroutine[Any, Any, T], label: str) -> APIFuture[T]:
@@ -64,6 +84,11 @@ class Connection:
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Do work on the loop, and block until it is done."""
         return self.loop.call(work, self._tasks)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.transport.is_closed
 
     def close(self) -> None:
         """Drop the connections; whoever still waits gets a ClientClosedError."""
@@ -79,6 +104,7 @@ class Connection:
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str | int] | None = None,
         may_redirect: bool = False,
+        busy_is_final: bool = False,
     ) -> httpx.Response:
         """One exchange, repeated while the server is away or busy; see `retry.py`."""
         return await self._persist(
@@ -90,16 +116,18 @@ class Connection:
                 headers=headers,
                 params=params,
                 may_redirect=may_redirect,
-            )
+            ),
+            busy_is_final=busy_is_final,
         )
 
     async def fetch(self, url: str, target: Path) -> None:
         """Write what a URL leads to into a file, from the start again while that is broken off."""
         await self._persist(lambda: self.transport.fetch(url, target))
 
-    async def _persist(self, exchange: Callable[[], Awaitable[T]]) -> T:
+    async def _persist(self, exchange: Callable[[], Awaitable[T]], *, busy_is_final: bool = False) -> T:
         return await resend(
-            exchange,
+            lambda: self._bill.wait_out(exchange),
+            busy_is_final=busy_is_final,
             first_seconds=self.config.first_backoff_seconds,
             budget_seconds=self.config.reconnect_timeout_seconds,
         )
@@ -124,10 +152,18 @@ class Connection:
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         persist: bool = True,
+        busy_is_final: bool = False,
     ) -> UntypedAPIFuture:
-        """Hand in work, once or until the server has it; the receipt names its result."""
-        send = self.send if persist else self.transport.request
-        response = await send("POST", path, json=json, content=content, headers=headers)
+        """Hand in work, once or until the server has it; the receipt names its result.
+
+        A 429 is the caller's to wait out, if final.
+        """
+        if persist:
+            response = await self.send(
+                "POST", path, json=json, content=content, headers=headers, busy_is_final=busy_is_final
+            )
+        else:
+            response = await self.transport.request("POST", path, json=json, content=content, headers=headers)
         return read_model(response, UntypedAPIFuture)
 
     async def result(
@@ -142,15 +178,19 @@ class Connection:
                 result_type,
                 waiting,
                 clock or ProgressClock(),
+                self._bill,
             )
 
 
 async def _open(
-    endpoint: Endpoint, config: ClientConfig, tasks: Set[asyncio.Task[Any]]
+    endpoint: Endpoint,
+    config: ClientConfig,
+    tasks: Set[asyncio.Task[Any]],
+    server_config: ClientConfigResponse | None,
 ) -> tuple[Transport, ClientConfigResponse]:
     transport = await Transport.open(endpoint, config, background_loop(), tasks)
     try:
-        return transport, await _handshake(transport, config)
+        return transport, server_config or await _handshake(transport, config)
     except APIConnectionError as error:
         await transport.aclose()
         raise APIConnectionError(
@@ -172,5 +212,6 @@ async def _handshake(transport: Transport, config: ClientConfig) -> ClientConfig
             budget_seconds=config.startup_timeout_seconds,
         )
     except NotFoundError:
-        return ClientConfigResponse()
+        # From before chunks could arrive out of order.
+        return ClientConfigResponse(parallel_fwdbwd_chunks=False)
     return read_model(response, ClientConfigResponse)

@@ -1,4 +1,4 @@
-"""Losses that are written in torch on the client's side, of any shape.
+"""Losses that are written on the client's side, of any shape: in torch, or with their own gradients.
 
     first pass    the server computes log p; the loss C(log p) is differentiated here
     second pass   the server runs cross_entropy = -sum(w * log p) with w = -dC/dlog p,
@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tinkerlite.errors import CapabilityError, InvalidDatum, InvalidRequest
 from tinkerlite.types import Datum, ForwardBackwardOutput, LossFnInputs, LossFnOutput, TensorData
@@ -24,6 +25,27 @@ if TYPE_CHECKING:
 
 CustomLossFn = Callable[[list[Datum], "list[torch.Tensor]"], "tuple[torch.Tensor, Mapping[str, float]]"]
 """(data, logprobs) -> (loss, metrics). `logprobs[i]` has the shape of datum i's `target_tokens`, in nats."""
+
+
+NumpyLossFn = Callable[
+    [list[Datum], "list[NDArray[np.float32]]"],
+    "tuple[float, Sequence[NDArray[np.floating]], Mapping[str, float]]",
+]
+"""(data, logprobs) -> (loss, gradients, metrics): for each datum dC/dlog p, shaped like its logprobs."""
+
+
+@dataclass(frozen=True)
+class NumpyLoss:
+    """A loss that brings its own gradient, so that torch is not needed.
+
+    def fn(data, logprobs):
+        loss = sum((lp**2).sum() for lp in logprobs)
+        return loss, [2 * lp for lp in logprobs], {}
+
+    training.forward_backward_custom(data, NumpyLoss(fn))
+    """
+
+    fn: NumpyLossFn
 
 
 @dataclass(frozen=True)
@@ -64,13 +86,17 @@ def _only_targets(inputs: LossFnInputs) -> LossFnInputs:
     return {"target_tokens": targets, "weights": TensorData(np.zeros(targets.shape, dtype=np.float32))}
 
 
-def linearise(data: list[Datum], outputs: Sequence[LossFnOutput], loss_fn: CustomLossFn) -> LinearisedLoss:
-    """Run the user's function on the first pass's logprobs, and differentiate it.
+def linearise(
+    data: list[Datum], outputs: Sequence[LossFnOutput], loss_fn: CustomLossFn | NumpyLoss
+) -> LinearisedLoss:
+    """Run the user's function on the first pass's logprobs, and differentiate it, unless it did that.
 
     Raises:
-        InvalidRequest: it did not return a differentiable scalar and a mapping.
-        InvalidDatum: its gradient is not finite; names the datum.
+        InvalidRequest: it did not return what it should.
+        InvalidDatum: its gradient is not finite, or of another shape; names the datum.
     """
+    if isinstance(loss_fn, NumpyLoss):
+        return _linearised_by_itself(data, outputs, loss_fn)
     torch: Any = import_module("torch")  # untyped, as it need not be installed
     logprobs = [torch.tensor(output["logprobs"].to_numpy(), requires_grad=True) for output in outputs]
     returned: Any = loss_fn(data, logprobs)
@@ -81,15 +107,39 @@ def linearise(data: list[Datum], outputs: Sequence[LossFnOutput], loss_fn: Custo
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
         raise InvalidRequest("a custom loss must be one number computed from the logprobs with torch")
     loss.sum().backward()  # into whatever else the user trains as well, such as a value head
+    # A datum that the loss does not look at has no gradient.
+    gradients = [np.zeros(lp.shape, np.float32) if lp.grad is None else lp.grad.numpy() for lp in logprobs]
+    return _linearised(data, float(loss.detach()), gradients, metrics)
+
+
+def _linearised_by_itself(
+    data: list[Datum], outputs: Sequence[LossFnOutput], loss_fn: NumpyLoss
+) -> LinearisedLoss:
+    returned: Any = loss_fn.fn(data, [output["logprobs"].to_numpy().copy() for output in outputs])
+    try:
+        loss, gradients, metrics = returned
+        value, count = float(loss), len(gradients)
+    except (TypeError, ValueError):
+        raise InvalidRequest("a NumpyLoss returns three things: (loss, gradients, metrics)") from None
+    if count != len(data):
+        raise InvalidRequest(f"a NumpyLoss returns one gradient a datum: {len(data)}, not {count}")
+    return _linearised(data, value, gradients, metrics)
+
+
+def _linearised(
+    data: list[Datum], loss: float, gradients: Sequence[Any], metrics: Mapping[str, float]
+) -> LinearisedLoss:
     weighted: list[Datum] = []
-    for index, (datum, scored) in enumerate(zip(data, logprobs, strict=True)):
+    for index, (datum, gradient) in enumerate(zip(data, gradients, strict=True)):
         targets = datum.loss_fn_inputs["target_tokens"]
-        # A datum that the loss does not look at has no gradient.
-        weights = np.zeros(targets.shape, np.float32) if scored.grad is None else -scored.grad.numpy()
+        weights = -np.asarray(gradient, dtype=np.float32)
+        if list(weights.shape) != targets.shape:
+            raise InvalidDatum(
+                f"data[{index}]: the gradient of the custom loss has shape {list(weights.shape)}, "
+                f"its targets have {targets.shape}"
+            )
         if not np.isfinite(weights).all():
             raise InvalidDatum(f"data[{index}]: the gradient of the custom loss is not finite")
         inputs = {"target_tokens": targets, "weights": TensorData(weights)}
         weighted.append(Datum(datum.model_input, inputs))
-    return LinearisedLoss(
-        weighted, float(loss.detach()), {name: float(value) for name, value in metrics.items()}
-    )
+    return LinearisedLoss(weighted, loss, {name: float(value) for name, value in metrics.items()})

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from tinkerlite.connection import Connection
 from tinkerlite.errors import APIConnectionError, APIStatusError, NotSubmittedError
@@ -21,6 +21,15 @@ from tinkerlite.future import APIFuture
 from tinkerlite.retry import is_transient
 
 T = TypeVar("T")
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether the server may or may not hold the request that ended so."""
+    return is_transient(error) or isinstance(error, asyncio.CancelledError)
+
+
+def _is_refusal(error: BaseException) -> TypeGuard[APIStatusError]:
+    return isinstance(error, APIStatusError) and not is_lost(error)
 
 
 class Turns:
@@ -63,9 +72,37 @@ class Turn:
         try:
             return await submit(line.sent)
         except (APIConnectionError, APIStatusError, asyncio.CancelledError) as error:
-            if is_transient(error) or isinstance(error, asyncio.CancelledError):
+            if is_lost(error):
                 line.lost = error
             raise
+
+    async def send_together(
+        self, submits: Sequence[Callable[[int], Coroutine[Any, Any, T]]]
+    ) -> list[T | APIStatusError]:
+        """Send several requests side by side, under consecutive numbers: the first when the others
+        have arrived, so that a server which runs them in order has them all when it can begin.
+
+        The first is sent even where another was refused, since nothing may be missing before it.
+
+        Returns:
+            For each what came back, or how it was refused.
+        """
+        line = self._line
+        first = line.sent + 1
+        line.sent += len(submits)
+        try:
+            later = [submit(first + place) for place, submit in enumerate(submits) if place > 0]
+            outcomes = await asyncio.gather(*later, return_exceptions=True)
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException) and not _is_refusal(outcome):
+                    raise outcome
+            outcomes[:0] = await asyncio.gather(submits[0](first), return_exceptions=True)
+            if isinstance(outcomes[0], BaseException) and not _is_refusal(outcomes[0]):
+                raise outcomes[0]
+        except BaseException as error:  # some of the numbers may be missing on the server
+            line.lost = error
+            raise
+        return [each for each in outcomes if not isinstance(each, BaseException) or _is_refusal(each)]
 
     def send_others_away(self, reason: BaseException) -> None:
         """Whoever is in line now counts on gradients that there will not be, and is not sent.

@@ -26,7 +26,7 @@ from tinkerlite.errors import (
     StuckRequestError,
 )
 from tinkerlite.progress import ProgressClock, Waiting
-from tinkerlite.retry import backoff_seconds, is_transient, jittered
+from tinkerlite.retry import UnpaidBill, backoff_seconds, is_transient, jittered
 from tinkerlite.transport import Transport, read_json
 from tinkerlite.wire import PROTOBUF_CONTENT_TYPE
 
@@ -54,6 +54,7 @@ async def await_result(
     result_type: ResultType[T],
     waiting: Waiting,
     clock: ProgressClock,
+    bill: UnpaidBill,
 ) -> T:
     """The result of an accepted request.
 
@@ -70,7 +71,7 @@ async def await_result(
     while True:
         asked = time.monotonic()
         try:
-            response = await _poll(transport, config, request_id, waiting)
+            response = await bill.wait_out(lambda: _poll(transport, config, request_id, waiting))
         except (APIConnectionError, APIStatusError) as error:
             if not is_transient(error):
                 if isinstance(error, NotFoundError):

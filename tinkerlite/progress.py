@@ -35,15 +35,31 @@ class ProgressClock:
     """When a training run or a sampler last finished something."""
 
     def __init__(self) -> None:
-        self._last = time.monotonic()
+        self.last = time.monotonic()
 
     def touch(self) -> None:
         """Something finished now."""
-        self._last = time.monotonic()
+        self.last = time.monotonic()
 
     def idle_seconds(self, waiting: Waiting) -> float:
         """For how long neither this request nor any of its siblings has moved."""
-        return time.monotonic() - max(self._last, waiting.since)
+        return time.monotonic() - max(self.last, waiting.since)
+
+
+class Gate:
+    """Closed for a while after the server said that it is busy. Lives on the background loop."""
+
+    def __init__(self) -> None:
+        self._opens = 0.0
+
+    def close_for(self, seconds: float) -> None:
+        """Nobody passes for so long; a longer wait that is under way stays."""
+        self._opens = max(self._opens, time.monotonic() + seconds)
+
+    async def opened(self) -> None:
+        """Wait until it is open."""
+        while (wait := self._opens - time.monotonic()) > 0:
+            await asyncio.sleep(wait)
 
 
 class WaitingBoard:

@@ -19,6 +19,7 @@ from tinkerlite.types import (
     LoadWeightsResponse,
     OptimStepResponse,
     SampleResponse,
+    SaveWeightsExternalResponse,
     SaveWeightsForSamplerResponse,
     SaveWeightsResponse,
 )
@@ -35,6 +36,7 @@ def json_result(name: str, kind: type[ModelT]) -> ResultType[ModelT]:
 OPTIM_STEP = json_result("optim_step", OptimStepResponse)
 SAVE_STATE = json_result("save_state", SaveWeightsResponse)
 SAVE_FOR_SAMPLER = json_result("save_weights_for_sampler", SaveWeightsForSamplerResponse)
+SAVE_EXTERNAL = json_result("save_weights_external", SaveWeightsExternalResponse)
 LOAD_STATE = json_result("load_state", LoadWeightsResponse)
 
 

@@ -6,6 +6,8 @@ Everything sent through here is safe to send twice: the protocol recognises an o
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -18,7 +20,9 @@ from tenacity import (
     stop_before_delay,
 )
 
-from tinkerlite.errors import APIConnectionError, APIStatusError
+from tinkerlite.errors import APIConnectionError, APIStatusError, BillingError, RateLimitError
+
+logger = logging.getLogger("tinkerlite")
 
 T = TypeVar("T")
 
@@ -47,8 +51,45 @@ def jittered(seconds: float) -> float:
     return seconds * random.uniform(1.0, 1.1)
 
 
-async def resend(send: Callable[[], Awaitable[T]], *, first_seconds: float, budget_seconds: float) -> T:
+class UnpaidBill:
+    """402: the account cannot pay now. Waited out, since that can be put right in the meantime."""
+
+    def __init__(self, pause_seconds: float, longest_seconds: float) -> None:
+        self._pause_seconds = pause_seconds
+        self._longest_seconds = longest_seconds
+
+    async def wait_out(self, send: Callable[[], Awaitable[T]]) -> T:
+        """Call `send` again and again while the answer is 402.
+
+        Raises:
+            BillingError: for longer than the server wants its clients to wait.
+        """
+        started = time.monotonic()
+        is_known = False
+        while True:
+            try:
+                return await send()
+            except BillingError as error:
+                waited = time.monotonic() - started
+                if waited + self._pause_seconds > self._longest_seconds:
+                    error.add_note(f"Waited {waited:.0f} s for the account to be able to pay.")
+                    raise
+                if not is_known:
+                    is_known = True
+                    logger.warning("waiting, since the account cannot pay: %s", error)
+            await asyncio.sleep(self._pause_seconds)
+
+
+async def resend(
+    send: Callable[[], Awaitable[T]],
+    *,
+    first_seconds: float,
+    budget_seconds: float,
+    busy_is_final: bool = False,
+) -> T:
     """Call `send` until it succeeds, fails for good, or another wait would pass the budget.
+
+    With `busy_is_final`, a 429 fails for good.
 
     Raises:
         APIError: the last failure, with a note on how often it was tried.
@@ -58,11 +99,14 @@ async def resend(send: Callable[[], Awaitable[T]], *, first_seconds: float, budg
         error = state.outcome.exception() if state.outcome else None
         return jittered(backoff_seconds(state.attempt_number, first_seconds, error))
 
+    def is_worth_it(error: BaseException) -> bool:
+        return is_transient(error) and not (busy_is_final and isinstance(error, RateLimitError))
+
     started = time.monotonic()
     attempts = 0
     try:
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception(is_transient),
+            retry=retry_if_exception(is_worth_it),
             wait=wait,
             stop=stop_before_delay(budget_seconds),
             reraise=True,
@@ -74,7 +118,7 @@ async def resend(send: Callable[[], Awaitable[T]], *, first_seconds: float, budg
         error.add_note(_effort(attempts, started, budget_seconds))
         raise
     except APIStatusError as error:
-        if is_transient(error):
+        if is_worth_it(error):
             error.add_note(_effort(attempts, started, budget_seconds))
         raise
     raise AssertionError("tenacity either returns or raises")

@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from tinkerlite import handles
 from tinkerlite.compat import Ready, offloaded, resolved
 from tinkerlite.connection import Connection
 from tinkerlite.errors import (
     BadRequestError,
     InvalidRequest,
     NotFoundError,
+    RateLimitError,
     ResultGoneError,
     UnprocessableEntityError,
 )
 from tinkerlite.future import APIFuture
 from tinkerlite.json_form import prompt_to_json, tensor_to_json
 from tinkerlite.losses import check_prompt
-from tinkerlite.progress import ProgressClock
+from tinkerlite.progress import Gate, ProgressClock
 from tinkerlite.results import sample_result
 from tinkerlite.sample_questions import (
     as_asked,
@@ -40,31 +45,52 @@ from tinkerlite.types import (
     SampleResponse,
     SamplingParams,
     TensorData,
+    UntypedAPIFuture,
 )
+
+PAUSE_SECONDS, LONG_PROMPT_PAUSE_SECONDS = 1.0, 5.0
+"""How long a sampler keeps still after a 429 that does not say how long."""
+LONG_PROMPT = 2**15
+"""Tokens from which on a prompt counts as long."""
 
 MAX_LOST_RESULTS = 3
 """How often a sample is asked for again because the server no longer has its result."""
 
 
+@dataclass(frozen=True)
+class SamplerSource:
+    """What a sampler is called on its server, and what it samples from."""
+
+    sampling_session_id: str
+    base_model: str
+    record_stability_info: bool = False
+
+
 class SamplingClient(Ready):
     """A sampler: fixed weights, any number of requests side by side.
 
-    Made by `ServiceClient.create_sampling_client`, or by a TrainingClient from its weights.
+    Made by `ServiceClient.create_sampling_client`, or by a TrainingClient from its weights. It can be
+    pickled, for other processes: each copy is a client of the same sampler, which lives as long as
+    the session that made it.
     """
 
-    def __init__(self, session: Session, sampling_session_id: str, base_model: str) -> None:
+    def __init__(
+        self, connection: Connection, source: SamplerSource, session: Session | None = None, first: int = 0
+    ) -> None:
         self._session = session  # kept, since its heartbeats keep the sampler alive
-        self._connection: Connection = session.connection
-        self.sampling_session_id = sampling_session_id
-        self._base_model = base_model
-        self._numbers = itertools.count()
+        self._connection = connection
+        self._source = source
+        self.sampling_session_id = source.sampling_session_id
+        self._base_model = source.base_model
+        self._numbers = itertools.count(first)
         self._clock = ProgressClock()
+        self._gate = Gate()
         limit = self._connection.server_config.sample_max_concurrent_requests
         self._slots = asyncio.Semaphore(min(limit, self._connection.config.max_concurrent_samples))
 
     @classmethod
-    def create(
-        cls, session: Session, model_path: str | None = None, base_model: str | None = None
+    async def create(
+        cls, session: Session, model_path: str | None, base_model: str | None, record_stability_info: bool
     ) -> SamplingClient:
         """A sampler on saved weights, on a base model, or on saved weights over a named base.
 
@@ -74,8 +100,30 @@ class SamplingClient(Ready):
         """
         if model_path is None and base_model is None:
             raise InvalidRequest("create_sampling_client needs a model_path or a base_model")
-        connection = session.connection
-        return connection.wait(_create(cls, session, model_path, base_model))
+        sampler_id, base_model = await _create(session, model_path, base_model)
+        source = SamplerSource(sampler_id, base_model, record_stability_info)
+        return cls(session.connection, source, session)
+
+    def get_sampler_handle(self) -> str:
+        """The sampler as text, for another process's `from_sampler_handle`; holds no key.
+
+        Raises:
+            CapabilityError: the server lives in this process.
+        """
+        return handles.write(self._connection, self._source)
+
+    @staticmethod
+    def from_sampler_handle(handle: str, *, api_key: str | None = None) -> SamplingClient:
+        """A client of the sampler behind a handle. The key is found as a ServiceClient finds it.
+
+        Raises:
+            InvalidRequest: it is no handle.
+        """
+        connection, source = handles.read(handle, api_key)
+        return SamplingClient(connection, SamplerSource(**source), first=handles.first_number())
+
+    def __reduce__(self) -> tuple[Callable[[str, str], SamplingClient], tuple[str, str]]:
+        return _unpickle, (self.get_sampler_handle(), self._connection.endpoint.api_key)
 
     def sample(
         self,
@@ -169,7 +217,9 @@ class SamplingClient(Ready):
                 check_offered(body, await self._connection.capabilities.of(self._base_model))
             for lost in range(MAX_LOST_RESULTS + 1):
                 numbered = {**body, "seq_id": next(self._numbers)}
-                receipt = await self._connection.submit("asample", json=numbered)
+                if self._source.record_stability_info:
+                    numbered["record_stability_info"] = True
+                receipt = await self._submit(numbered)
                 result_type = sample_result(name, receipt.sample_sequence_ids)
                 try:
                     response = await self._connection.result(receipt, result_type, self._clock)
@@ -181,6 +231,31 @@ class SamplingClient(Ready):
                 else:
                     return as_asked(response, body)
         raise AssertionError("the last round returns or raises")
+
+    async def _submit(self, body: dict[str, Any]) -> UntypedAPIFuture:
+        """Hand in a sample. While the server takes no more, every request of this sampler waits."""
+        refused: float | None = None
+        while True:
+            await self._gate.opened()
+            try:
+                return await self._connection.submit(
+                    "asample",
+                    json=body,
+                    headers={"X-Tinker-Sampling-Backpressure": "1"},
+                    busy_is_final=True,
+                )
+            except RateLimitError as error:
+                now = time.monotonic()
+                refused = now if refused is None else refused
+                tokens = sum(len(chunk.get("tokens", ())) for chunk in body["prompt"]["chunks"])
+                pause = error.retry_after_seconds
+                if pause is None:
+                    pause = LONG_PROMPT_PAUSE_SECONDS if tokens > LONG_PROMPT else PAUSE_SECONDS
+                idle = now - max(refused, self._clock.last)
+                if idle + pause > self._connection.config.stuck_timeout_seconds:
+                    error.add_note(f"No sample was taken or finished for {idle:.0f} s.")
+                    raise
+                self._gate.close_for(pause)
 
     def get_base_model(self) -> str:
         """The name of the base model."""
@@ -203,9 +278,12 @@ class SamplingClient(Ready):
     get_base_model_async = offloaded(get_base_model)
 
 
-async def _create(
-    kind: type[SamplingClient], session: Session, model_path: str | None, base_model: str | None
-) -> SamplingClient:
+def _unpickle(handle: str, api_key: str) -> SamplingClient:
+    return SamplingClient.from_sampler_handle(handle, api_key=api_key)
+
+
+async def _create(session: Session, model_path: str | None, base_model: str | None) -> tuple[str, str]:
+    """The new sampler's id, and the name of its base model."""
     number = session.next_sampler_number()
     try:
         sampler_id = await _create_session(session, number, model_path=model_path, base_model=base_model)
@@ -218,7 +296,7 @@ async def _create(
         sampler_id = await _create_session(session, number, model_path=model_path)
         if await _base_model_of(session.connection, sampler_id) != base_model:
             raise
-    return kind(session, sampler_id, base_model)
+    return sampler_id, base_model
 
 
 async def _create_session(session: Session, number: int, **weights: str | None) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
 
 from tinkerlite.compat import offloaded
 from tinkerlite.config import ClientConfig, environment
 from tinkerlite.connection import Connection
-from tinkerlite.errors import BadRequestError, InvalidRequest, UnprocessableEntityError
+from tinkerlite.errors import APIStatusError, BadRequestError, InvalidRequest, UnprocessableEntityError
+from tinkerlite.future import APIFuture
 from tinkerlite.polling import ResultType
 from tinkerlite.rest_client import RestClient
 from tinkerlite.results import LOAD_STATE, json_result
@@ -19,6 +22,7 @@ from tinkerlite.types import (
     GetServerCapabilitiesResponse,
     LoadWeightsResponse,
     LoraConfig,
+    OptimizerConfig,
     WeightsInfoResponse,
 )
 
@@ -39,6 +43,7 @@ class ServiceClient:
             stops, and forgets what was saved, when its last client is closed. Absent:
             TINKERLITE_BASE_URL, TINKER_BASE_URL, or a server on this machine.
         api_key: absent: TINKERLITE_API_KEY, TINKER_API_KEY; servers on this machine need none.
+        default_headers_overrides: sent with every request, in place of our own of these names.
         config: timeouts and bounds.
 
     Raises:
@@ -53,9 +58,10 @@ class ServiceClient:
         display_name: str | None = None,
         base_url: str | None = None,
         api_key: str | None = None,
+        default_headers_overrides: Mapping[str, str] | None = None,
         config: ClientConfig | None = None,
     ) -> None:
-        self._connection = Connection(base_url, api_key, config)
+        self._connection = Connection(base_url, api_key, config, default_headers_overrides)
         project_id = project_id or environment("PROJECT_ID")
         self._session = Session(self._connection, user_metadata, project_id, display_name)
 
@@ -86,6 +92,7 @@ class ServiceClient:
         train_attn: bool = True,
         train_unembed: bool = True,
         user_metadata: dict[str, str] | None = None,
+        optimizer: OptimizerConfig | None = None,
     ) -> TrainingClient:
         """A new training run: a LoRA adapter that changes nothing yet, and fresh optimizer state.
 
@@ -97,6 +104,7 @@ class ServiceClient:
             train_attn: adapt the attention's projections.
             train_unembed: adapt the output layer.
             user_metadata: kept with the run.
+            optimizer: the optimizer's family, for good; absent, AdamW.
 
         Raises:
             InvalidRequest: rank below 1, or nothing is to be trained.
@@ -112,12 +120,18 @@ class ServiceClient:
         body = {
             "base_model": base_model,
             "lora_config": lora.model_dump(exclude_none=True),
+            **({"optimizer_config": optimizer.model_dump()} if optimizer else {}),
             **({"user_metadata": user_metadata} if user_metadata else {}),
         }
         return self._connection.wait(self._create(body))
 
     def create_training_client_from_state(
-        self, path: str, base_model: str | None = None, user_metadata: dict[str, str] | None = None
+        self,
+        path: str,
+        base_model: str | None = None,
+        user_metadata: dict[str, str] | None = None,
+        weights_access_token: str | None = None,
+        optimizer: OptimizerConfig | None = None,
     ) -> TrainingClient:
         """A new training run that starts from saved weights (`save_state`), with fresh optimizer state.
 
@@ -125,19 +139,37 @@ class ServiceClient:
             path: `tinker://RUN/weights/NAME`.
             base_model: use these base weights instead of those the checkpoint was trained on.
             user_metadata: kept with the run.
+            weights_access_token: for weights of another account, what its owner made for them.
+            optimizer: the optimizer's family, for good; absent, AdamW.
         """
-        return self._from_state(path, base_model, user_metadata, optimizer=False)
+        config = {} if optimizer is None else {"optimizer_config": optimizer.model_dump()}
+        return self._from_state(
+            path, base_model, user_metadata, weights_access_token, optimizer=False, **config
+        )
 
     def create_training_client_from_state_with_optimizer(
-        self, path: str, base_model: str | None = None, user_metadata: dict[str, str] | None = None
+        self,
+        path: str,
+        base_model: str | None = None,
+        user_metadata: dict[str, str] | None = None,
+        weights_access_token: str | None = None,
     ) -> TrainingClient:
         """The same with the saved optimizer state: training goes on as it would have."""
-        return self._from_state(path, base_model, user_metadata, optimizer=True)
+        return self._from_state(path, base_model, user_metadata, weights_access_token, optimizer=True)
 
     def _from_state(
-        self, path: str, base_model: str | None, user_metadata: dict[str, str] | None, *, optimizer: bool
+        self,
+        path: str,
+        base_model: str | None,
+        user_metadata: dict[str, str] | None,
+        weights_access_token: str | None,
+        *,
+        optimizer: bool,
+        **config: Any,
     ) -> TrainingClient:
-        body: dict[str, Any] = {"path": checked_path(path), "optimizer": optimizer}
+        body: dict[str, Any] = {"path": checked_path(path), "optimizer": optimizer, **config}
+        if weights_access_token is not None:
+            body["weights_access_token"] = weights_access_token
         if base_model is not None:
             body["base_model"] = base_model
         if user_metadata:
@@ -154,16 +186,22 @@ class ServiceClient:
             # Older servers load only into a run that exists already, and ask for its id.
             if isinstance(refusal, BadRequestError) and "model_id" not in refusal.message:
                 raise
-            saved = await self._connection.ask(
-                WeightsInfoResponse, "POST", "weights_info", json={"tinker_path": body["path"]}
-            )
+            try:
+                saved = await self._connection.ask(
+                    WeightsInfoResponse, "POST", "weights_info", json={"tinker_path": body["path"]}
+                )
+            except APIStatusError:
+                raise refusal from None  # there is nothing to load
             lora = {"rank": saved.lora_rank} if saved.lora_rank else {}
             switches = ("train_mlp", "train_attn", "train_unembed")
             lora |= {name: getattr(saved, name) for name in switches if getattr(saved, name) is not None}
             base_model = body.get("base_model", saved.base_model)
-            client = await self._create({"base_model": base_model, **({"lora_config": lora} if lora else {})})
+            kept = {name: body[name] for name in ("user_metadata", "optimizer_config") if name in body}
+            client = await self._create(
+                {"base_model": base_model, **({"lora_config": lora} if lora else {}), **kept}
+            )
             load = client.load_state_with_optimizer if body["optimizer"] else client.load_state
-            await load(body["path"])
+            await load(body["path"], body.get("weights_access_token"))
             return client
 
     async def _new_run(
@@ -180,10 +218,22 @@ class ServiceClient:
     # ---- sampling and holdings ----
 
     def create_sampling_client(
-        self, model_path: str | None = None, base_model: str | None = None
+        self,
+        model_path: str | None = None,
+        base_model: str | None = None,
+        *,
+        record_stability_info: bool = False,
     ) -> SamplingClient:
-        """A sampler on saved weights (`tinker://...`), or on a base model as it is."""
-        return SamplingClient.create(self._session, model_path, base_model)
+        """A sampler on saved weights (`tinker://...`), or on a base model as it is.
+
+        Args:
+            model_path: as `save_weights_for_sampler` returned it.
+            base_model: one of the server's models.
+            record_stability_info: let the server keep what `stable_reinforce` needs of each sample;
+                the reference server refuses that.
+        """
+        creating = SamplingClient.create(self._session, model_path, base_model, record_stability_info)
+        return self._connection.wait(creating)
 
     def create_rest_client(self) -> RestClient:
         """Questions about runs, checkpoints and sessions, over this client's connection."""
@@ -191,10 +241,16 @@ class ServiceClient:
 
     # ---- the end ----
 
-    def close(self, status: FinishReason = "success", detail: str | None = None) -> None:
-        """End the session, and drop the connection. What is still being waited for is given up."""
+    def close(self, status: FinishReason = "success", detail: str | None = None) -> APIFuture[None]:
+        """End the session, and drop the connection. What is still being waited for is given up.
+
+        It is over when this returns; the future is there for those who wait for one.
+        """
         self._session.finish(status, detail)
         self._connection.close()
+        closed: Future[None] = Future()
+        closed.set_result(None)
+        return APIFuture(closed, "close")
 
     def __enter__(self) -> ServiceClient:
         return self

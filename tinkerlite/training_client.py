@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from tinkerlite import batches, custom_loss
 from tinkerlite.compat import Ready, offloaded, submitted
@@ -20,8 +20,8 @@ from tinkerlite.losses import check_data, check_is_data
 from tinkerlite.ordering import Turn, Turns
 from tinkerlite.polling import ResultType
 from tinkerlite.progress import ProgressClock
-from tinkerlite.results import LOAD_STATE, OPTIM_STEP, SAVE_FOR_SAMPLER, SAVE_STATE
-from tinkerlite.sampling_client import SamplingClient
+from tinkerlite.results import LOAD_STATE, OPTIM_STEP, SAVE_EXTERNAL, SAVE_FOR_SAMPLER, SAVE_STATE
+from tinkerlite.sampling_client import SamplerSource, SamplingClient
 from tinkerlite.session import Session
 from tinkerlite.tokenizers import Tokenizer, load_tokenizer
 from tinkerlite.types import (
@@ -32,8 +32,10 @@ from tinkerlite.types import (
     LoadWeightsResponse,
     LossFnOutput,
     LossFnType,
+    OptimParams,
     OptimStepResponse,
     SamplingClientKind,
+    SaveWeightsExternalResponse,
     SaveWeightsForSamplerResponse,
     SaveWeightsResponse,
 )
@@ -110,9 +112,14 @@ class TrainingClient(Ready):
         return self._turns.start(operation, f"{name} of {len(data)} datums")
 
     def forward_backward_custom(
-        self, data: Sequence[Datum], loss_fn: custom_loss.CustomLossFn
+        self,
+        data: Sequence[Datum],
+        loss_fn: custom_loss.CustomLossFn | custom_loss.NumpyLoss,
+        *,
+        loss_type_input: Literal["logprobs"] | None = None,
     ) -> APIFuture[ForwardBackwardOutput]:
-        """`forward_backward` of a loss of your own: any differentiable torch function of the logprobs.
+        """`forward_backward` of a loss of your own: any differentiable function of the logprobs, in torch
+        or, as a `NumpyLoss`, with its own gradients.
 
             def loss_fn(data: list[Datum], logprobs: list[torch.Tensor]) -> tuple[Tensor, dict[str, float]]
 
@@ -125,10 +132,18 @@ class TrainingClient(Ready):
             As `forward_backward`; among the metrics are the function's own, its loss as
             `loss:sum`, and the linear stand-in's as `surrogate_loss:sum`.
 
+        Args:
+            data: what the function gets.
+            loss_fn: the function.
+            loss_type_input: what the loss is a function of; there are only logprobs.
+
         Raises:
             CapabilityError: torch is not installed.
         """
-        custom_loss.require_torch()
+        if loss_type_input not in (None, "logprobs"):
+            raise InvalidRequest(f"loss_type_input is {loss_type_input!r}; a loss is a function of logprobs")
+        if not isinstance(loss_fn, custom_loss.NumpyLoss):
+            custom_loss.require_torch()
         check_is_data(data)
         given = list(data)
         first_pass = custom_loss.forward_data(given)
@@ -153,7 +168,10 @@ class TrainingClient(Ready):
         return self._turns.start(operation, f"{name} of {len(given)} datums")
 
     def _second_pass(
-        self, data: list[Datum], outputs: Sequence[LossFnOutput], loss_fn: custom_loss.CustomLossFn
+        self,
+        data: list[Datum],
+        outputs: Sequence[LossFnOutput],
+        loss_fn: custom_loss.CustomLossFn | custom_loss.NumpyLoss,
     ) -> tuple[custom_loss.LinearisedLoss, list[batches.PackedChunk]]:
         linear = custom_loss.linearise(data, outputs, loss_fn)
         return linear, self._pack_cross_entropy(linear.data, forward_only=False)
@@ -166,12 +184,13 @@ class TrainingClient(Ready):
     # ---- optimizer ----
 
     def optim_step(
-        self, optim_params: AdamParams | None = None, *, adam_params: AdamParams | None = None
+        self, optim_params: OptimParams | None = None, *, adam_params: AdamParams | None = None
     ) -> APIFuture[OptimStepResponse]:
-        """One step of AdamW on the gradients accumulated so far, which are then zeroed.
+        """One step of the optimizer on the gradients accumulated so far, which are then zeroed.
 
         Args:
             optim_params: learning rate and the rest, for this step; schedules live with the caller.
+                Of the family that the run was made with.
             adam_params: another name for it.
         """
         params = optim_params or adam_params
@@ -179,7 +198,8 @@ class TrainingClient(Ready):
             raise InvalidRequest(
                 "optim_step takes one AdamParams, as in optim_step(AdamParams(learning_rate=1e-4))"
             )
-        body = {"type": "optim_step", "adam_params": params.model_dump()}
+        field = "adam_params" if isinstance(params, AdamParams) else "optimizer_params"
+        body = {"type": "optim_step", field: params.model_dump()}
         return self._run("optim_step", body, OPTIM_STEP)
 
     # ---- saving and loading ----
@@ -206,16 +226,27 @@ class TrainingClient(Ready):
         }
         return self._run("save_weights", body, SAVE_STATE)
 
-    def load_state(self, path: str) -> APIFuture[LoadWeightsResponse]:
+    def load_state(
+        self, path: str, weights_access_token: str | None = None
+    ) -> APIFuture[LoadWeightsResponse]:
         """Replace the run's weights by saved ones (`tinker://...`), with fresh optimizer state."""
-        return self._load(path, optimizer=False)
+        return self._load(path, weights_access_token, optimizer=False)
 
-    def load_state_with_optimizer(self, path: str) -> APIFuture[LoadWeightsResponse]:
+    def load_state_with_optimizer(
+        self, path: str, weights_access_token: str | None = None
+    ) -> APIFuture[LoadWeightsResponse]:
         """Replace weights and optimizer state by saved ones: training goes on as it would have."""
-        return self._load(path, optimizer=True)
+        return self._load(path, weights_access_token, optimizer=True)
 
-    def _load(self, path: str, *, optimizer: bool) -> APIFuture[LoadWeightsResponse]:
-        body = {"type": "load_weights", "path": checked_path(path), "optimizer": optimizer}
+    def _load(
+        self, path: str, weights_access_token: str | None, *, optimizer: bool
+    ) -> APIFuture[LoadWeightsResponse]:
+        body = {
+            "type": "load_weights",
+            "path": checked_path(path),
+            "optimizer": optimizer,
+            **_given(weights_access_token=weights_access_token),
+        }
         return self._run("load_weights", body, LOAD_STATE)
 
     def save_weights_for_sampler(
@@ -229,18 +260,46 @@ class TrainingClient(Ready):
         }
         return self._run("save_weights_for_sampler", body, SAVE_FOR_SAMPLER)
 
+    def save_weights_external(
+        self,
+        name: str,
+        ttl_seconds: int | None = None,
+        age_encryption_recipients: list[str] | None = None,
+    ) -> APIFuture[SaveWeightsExternalResponse]:
+        """Save the weights in Hugging Face's layout, for others to load; to fetch with `download_checkpoint`.
+
+        Args:
+            name: letters, digits, `_`, `.` and `-`.
+            ttl_seconds: when the server may delete it; absent, never.
+            age_encryption_recipients: public keys of the `age` tool, any of whose owners can read the
+                files; the reference server does not encrypt.
+        """
+        body = {
+            "type": "save_weights_external",
+            "path": _checked_name(name),
+            **_given(ttl_seconds=ttl_seconds, age_encryption_recipients=age_encryption_recipients),
+        }
+        return self._run("save_weights_external", body, SAVE_EXTERNAL)
+
     def save_weights_and_get_sampling_client(
-        self, name: str | None = None, kind: SamplingClientKind = "snapshot"
+        self,
+        name: str | None = None,
+        kind: SamplingClientKind = "snapshot",
+        *,
+        record_stability_info: bool = False,
     ) -> SamplingClient:
         """A sampler on the weights as they are now; later steps do not change it.
 
         Args:
             name: keep the weights under this name as well; absent, they live as long as the sampler.
             kind: "inflight" lets the server hand the sampler newer weights of this run.
+            record_stability_info: as for `ServiceClient.create_sampling_client`.
         """
         if name is not None:
             path = self.save_weights_for_sampler(name).result().path
-            return self.create_sampling_client(_present(path, "path"))
+            return self.create_sampling_client(
+                _present(path, "path"), record_stability_info=record_stability_info
+            )
         body = {
             "type": "save_weights_for_sampler",
             **_given(kind=None if kind == "snapshot" else kind),
@@ -248,11 +307,15 @@ class TrainingClient(Ready):
         }
         saved = self._run("save_weights_for_sampler", body, SAVE_FOR_SAMPLER).result()
         sampler_id = _present(saved.sampling_session_id, "sampling_session_id")
-        return SamplingClient(self._session, sampler_id, self._base_model())
+        source = SamplerSource(sampler_id, self._base_model(), record_stability_info)
+        return SamplingClient(self._connection, source, self._session)
 
-    def create_sampling_client(self, model_path: str) -> SamplingClient:
+    def create_sampling_client(
+        self, model_path: str, *, record_stability_info: bool = False
+    ) -> SamplingClient:
         """A sampler on weights that this run saved."""
-        return SamplingClient.create(self._session, model_path, self._base_model())
+        creating = SamplingClient.create(self._session, model_path, None, record_stability_info)
+        return self._connection.wait(creating)
 
     # ---- what it is ----
 
@@ -298,6 +361,7 @@ class TrainingClient(Ready):
     load_state_async = submitted(load_state)
     load_state_with_optimizer_async = submitted(load_state_with_optimizer)
     save_weights_for_sampler_async = submitted(save_weights_for_sampler)
+    save_weights_external_async = submitted(save_weights_external)
     save_weights_and_get_sampling_client_async = offloaded(save_weights_and_get_sampling_client)
     create_sampling_client_async = offloaded(create_sampling_client)
     get_info_async = offloaded(get_info)

@@ -108,6 +108,7 @@ class Transport:
             "X-API-Key": endpoint.api_key,
             "User-Agent": f"tinkerlite/{version('tinkerlite')}",
             "Accept": "application/json",
+            **dict(endpoint.headers),
         }
         lanes = Lanes(lambda: httpx.AsyncClient(base_url=endpoint.base_url, headers=headers, **options))
         resources.push_async_callback(lanes.aclose)
@@ -191,8 +192,13 @@ class Transport:
                     async for block in response.aiter_bytes():
                         file.write(block)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return not self._finalizer.alive
+
     def _check_open(self, what: str) -> None:
-        if not self._finalizer.alive:
+        if self.is_closed:
             raise ClientClosedError(f"{what}: this client is closed; make a new one")
 
     def _timeout(self, seconds: float | None) -> httpx.Timeout:

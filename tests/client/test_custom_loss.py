@@ -105,3 +105,41 @@ def test_a_datum_without_targets_is_refused_before_anything_is_sent(
     with pytest.raises(errors.InvalidDatum, match=r"data\[0\].*target_tokens"):
         training.forward_backward_custom([Datum(ModelInput.from_ints([1]))], squared)
     assert server.sent("forward_backward") == []
+
+
+def squared_in_numpy(data: list[Datum], logprobs: list[Any]) -> Any:
+    """The same loss as `squared`, with its own gradient."""
+    bonus = data[0].loss_fn_inputs["bonus"].to_numpy()
+    return (bonus * logprobs[0] ** 2).sum(), [2 * bonus * logprobs[0]], {"bonus:mean": 2.0}
+
+
+def test_a_loss_in_numpy_sends_what_the_same_loss_in_torch_sends(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    in_torch = training.forward_backward_custom(DATA, squared, loss_type_input="logprobs").result()
+    in_numpy = training.forward_backward_custom(DATA, tinkerlite.NumpyLoss(squared_in_numpy)).result()
+    assert in_numpy.metrics == in_torch.metrics
+    _, one, _, other = (request.batch.data for request in server.sent("forward_backward"))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("returned", "complaint"),
+    [
+        (0.0, "three things"),
+        ((0.0, {}), "three things"),
+        ((0.0, [], {}), "one gradient a datum: 1, not 0"),
+        ((0.0, [[1.0]], {}), "shape"),
+        ((0.0, [[float("nan"), 0.0]], {}), "not finite"),
+    ],
+)
+def test_a_loss_in_numpy_that_returns_something_else_is_told_so(
+    training: tinkerlite.TrainingClient, returned: Any, complaint: str
+):
+    with pytest.raises(errors.InvalidRequest, match=complaint):
+        training.forward_backward_custom(DATA, tinkerlite.NumpyLoss(lambda *_: returned)).result()
+
+
+def test_there_is_nothing_else_that_a_loss_is_a_function_of(training: tinkerlite.TrainingClient):
+    with pytest.raises(errors.InvalidRequest, match="logprobs"):
+        training.forward_backward_custom(DATA, squared, loss_type_input="logits")  # type: ignore[arg-type]

@@ -73,7 +73,6 @@ def test_a_server_that_stays_away_is_an_error_when_the_budget_is_spent(server: S
     [
         (400, errors.BadRequestError),
         (401, errors.AuthenticationError),
-        (402, errors.BillingError),
         (403, errors.PermissionDeniedError),
         (404, errors.NotFoundError),
         (409, errors.ConflictError),

@@ -256,6 +256,8 @@ class ClientConfigResponse(Response):
     fwdbwd_max_chunk_bytes_count: int = Field(default=5_000_000, ge=1)
     """Most bytes in one forward_backward request, as the client estimates them."""
     sample_max_concurrent_requests: int = Field(default=2000, ge=1)
+    billing_exception_max_pause_duration_sec: float = Field(default=3600, ge=0)
+    """How long a client waits for an account that cannot pay."""
 
 
 class CreateSessionResponse(Response):
