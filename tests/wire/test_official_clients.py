@@ -120,3 +120,17 @@ def test_an_older_sdk(
         official_python, "older", served, tmp_path / "report.xml", sdk=older_sdks / version
     )
     complain([outcome for outcomes in report.values() for outcome in outcomes])
+
+
+@pytest.mark.real_model
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_official_recipes_improve_what_they_train(official_python: Path, tmp_path: Path):
+    """Fine-tuning, preference optimization, reinforcement learning and on-policy distillation."""
+    model = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    arguments = ("--model", model, "--port", "0", "--data-dir", str(tmp_path / "data"))
+    with server_process(*arguments) as (_, url):
+        report = run_official_tests(
+            official_python, "recipes", (url, model), tmp_path / "report.xml", timeout_seconds=870
+        )
+    complain(report["test_recipes"])
