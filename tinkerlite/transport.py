@@ -39,7 +39,6 @@ from tinkerlite.errors import (
 from tinkerlite.lanes import Lanes
 from tinkerlite.local import local_servers
 from tinkerlite.loop import BackgroundLoop
-from tinkerlite.loopback import LoopbackTransport
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -92,9 +91,6 @@ class Transport:
         if endpoint.local_models:
             app = await resources.enter_async_context(local_servers.lease(endpoint.local_models))
             options = {"transport": httpx.ASGITransport(app, raise_app_exceptions=False)}
-        elif endpoint.is_loopback and not is_secure:
-            # One for all lanes: it keeps no list of requests that would grow with their number.
-            options = {"transport": LoopbackTransport()}
         else:
             # No proxy stands between two processes on one machine, whatever the environment says.
             # Certificates take a while to load: once.
