@@ -51,7 +51,7 @@ $(VENV)/.dev: $(VENV)/.run
 	@touch $@
 
 # The official clients drive our server in its tests, from an environment of their own: group `compat` says what is in it.
-#   - torch is the main environment's, which comes last on the path: a second copy is gigabytes.
+#   - torch and peft are the main environment's, which comes last on the path: a second torch is gigabytes.
 #   - The cookbook goes in without its dependencies, since one of them (tml-renderers) has no such release.
 #   - Older SDKs need what the newest needs, and go into folders that PYTHONPATH puts before it.
 #   - The cookbook's source distribution has its tests.

@@ -217,6 +217,7 @@ def test_the_protocols_need_nothing_but_numpy_and_the_contract():
         ("schema", {"errors", "tables"}),
         ("downloads", set()),
         ("model_card", {"engine.protocols"}),
+        ("age_files", {"errors"}),
         ("tables", {"engine.protocols"}),
         ("settings", set()),
     ],

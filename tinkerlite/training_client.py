@@ -271,8 +271,8 @@ class TrainingClient(Ready):
         Args:
             name: letters, digits, `_`, `.` and `-`.
             ttl_seconds: when the server may delete it; absent, never.
-            age_encryption_recipients: public keys of the `age` tool, any of whose owners can read the
-                files; the reference server does not encrypt.
+            age_encryption_recipients: up to 10 public keys, of the `age` tool (`age1...`) or SSH, any of
+                whose owners can read the files; those are then called `NAME.age`, and `age -d` reads them.
         """
         body = {
             "type": "save_weights_external",

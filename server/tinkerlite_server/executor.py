@@ -13,6 +13,7 @@ from typing import Any
 
 from tinkerlite.wire import encode_sample_response
 from tinkerlite_server.adapters import Adapters
+from tinkerlite_server.age_files import encrypt_files
 from tinkerlite_server.checkpoint_folders import CheckpointFolders
 from tinkerlite_server.engine.protocols import Engine, SampledToken, SampleResult, TrainBatch, TrainOutput
 from tinkerlite_server.errors import BadRequest, ServerError, UnknownName
@@ -122,6 +123,8 @@ class Executor:
             if kind == "external_weights":
                 card = model_card(path, run.base_model, run.adapter_config)
                 (folder / "README.md").write_text(card, encoding="utf-8")
+            if operation.recipients:
+                encrypt_files(folder, operation.recipients)
 
         def register(folder: str, size_bytes: int) -> None:
             if kind == "external_weights":

@@ -72,6 +72,8 @@ class Save(Operation):
     ttl_seconds: int | None = None
     overwrite: bool = False
     user_metadata: Mapping[str, str] | None = None
+    recipients: tuple[str, ...] = ()
+    """Public keys to encrypt the files for; none: they stay plain."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -79,19 +79,6 @@ def test_the_readme_says_what_the_weights_are(caller: Caller):
     assert "rank 4, alpha 32" in card
 
 
-def test_encryption_is_refused_by_name_and_uses_up_its_number(caller: Caller):
-    model = caller.model()
-    message = caller.refused(
-        "/save_weights_external",
-        model_id=model,
-        seq_id=1,
-        path="final",
-        age_encryption_recipients=["age1xyz"],
-    )
-    assert "age_encryption_recipients is not supported" in message
-    assert export(caller, model, 2, age_encryption_recipients=[])["path"]
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [({}, "path is missing"), ({"path": "../x"}, "path is '../x'"), ({"path": "a", "ttl_seconds": 1}, "ttl")],

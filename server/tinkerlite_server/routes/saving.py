@@ -8,6 +8,7 @@ from typing import Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
+from tinkerlite_server.age_files import check_recipients
 from tinkerlite_server.errors import BadRequest
 from tinkerlite_server.operations import UNNUMBERED, Operation, Save, SavedKind, Snapshot
 from tinkerlite_server.routes.exchange import (
@@ -84,7 +85,7 @@ class SaveWeightsExternal(SaveWeights):
 
 @router.post("/save_weights_external")
 async def save_weights_external(request: Request, service: Served, owner: Owner) -> Response:
-    """Save weights in PEFT's layout, to be downloaded and used elsewhere."""
+    """Save weights in PEFT's layout, encrypted if asked, to be downloaded and used elsewhere."""
     raw = await read_json(request)
     with numbered(service, owner, "save_weights_external", raw.get("model_id"), raw.get("seq_id")):
         body = parse(SaveWeightsExternal, raw)
@@ -92,17 +93,15 @@ async def save_weights_external(request: Request, service: Served, owner: Owner)
         service.saw(run.session_id)
         if body.path is None:
             raise BadRequest("path is missing: external weights are saved under a name")
-        if body.age_encryption_recipients:
-            raise BadRequest(
-                "age_encryption_recipients is not supported by this server; leave it out, and encrypt what "
-                "you download"
-            )
-        operation = _save("external_weights", body)
+        recipients = ()
+        if body.age_encryption_recipients is not None:
+            recipients = check_recipients(body.age_encryption_recipients, "age_encryption_recipients")
+        operation = _save("external_weights", body, recipients)
         request_id = service.submit(owner, repeat_key(run.id, body.seq_id), digest(raw), operation)
     return promise(request_id, model_id=run.id)
 
 
-def _save(kind: SavedKind, body: SaveWeights) -> Callable[[str], Operation]:
+def _save(kind: SavedKind, body: SaveWeights, recipients: tuple[str, ...] = ()) -> Callable[[str], Operation]:
     name = check_name(body.path, "path") if body.path is not None else None
     ttl_seconds = check_ttl(body.ttl_seconds)
 
@@ -117,6 +116,7 @@ def _save(kind: SavedKind, body: SaveWeights) -> Callable[[str], Operation]:
             ttl_seconds=ttl_seconds,
             overwrite=body.overwrite,
             user_metadata=body.user_metadata,
+            recipients=recipients,
         )
 
     return operation
