@@ -5,11 +5,13 @@ Knows the two forms that `forward_backward` requests take. Knows nothing about o
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from tinkerlite.chunking import combine_outputs, split_into_chunks
+from tinkerlite.compression import compressed
 from tinkerlite.connection import Connection
 from tinkerlite.errors import APIConnectionError, APIStatusError
 from tinkerlite.json_form import forward_backward_to_json
@@ -141,6 +143,11 @@ async def _submit_protobuf(
 ) -> UntypedAPIFuture:
     headers = {"Content-Type": PROTOBUF_CONTENT_TYPE}
     content = _numbered(chunk, seq_id)
+    if connection.server_config.proto_compress_fwdbwd:
+        # In a thread: a chunk of several MB would hold up everything else on the loop.
+        smaller = await asyncio.to_thread(compressed, content)
+        if smaller is not None:
+            content, headers = smaller, {**headers, "Content-Encoding": "zstd"}
     return await connection.submit("forward_backward", content=content, headers=headers, persist=persist)
 
 

@@ -5,6 +5,7 @@ Each method is one question, answered at once; all return an APIFuture like the 
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -12,13 +13,15 @@ from pydantic import BaseModel
 
 from tinkerlite import download
 from tinkerlite.compat import resolved
-from tinkerlite.config import ClientConfig
+from tinkerlite.config import ClientConfig, environment
 from tinkerlite.connection import Connection
 from tinkerlite.errors import CapabilityError, InvalidRequest
 from tinkerlite.future import APIFuture
+from tinkerlite.transport import read_model
 from tinkerlite.types import (
     CheckpointArchiveUrlResponse,
     CheckpointsListResponse,
+    CopyWeightsResponse,
     ExternalWeightsUrlsResponse,
     GetSamplerResponse,
     GetServerCapabilitiesResponse,
@@ -122,6 +125,42 @@ class RestClient:
         """Keep a published checkpoint to oneself again."""
         return self._do("DELETE", f"{_checkpoint_url(tinker_path)}/publish")
 
+    def copy_weights(
+        self,
+        path: str,
+        destination_project_id: str | None = None,
+        *,
+        ttl_seconds: int | None = None,
+        weights_access_token: str | None = None,
+    ) -> APIFuture[str]:
+        """Make a checkpoint one's own, in a run that cannot be trained on; the copy's path.
+
+        Args:
+            path: of one's own checkpoint, of a published one, or of one that the token lets read.
+            destination_project_id: where the copy is filed; also read from TINKERLITE_PROJECT_ID.
+            ttl_seconds: when the copy may be deleted; absent, never, whatever holds for the original.
+            weights_access_token: for weights of another account, what its owner made for them.
+
+        Raises:
+            InvalidRequest: no project is named.
+        """
+        project_id = destination_project_id or environment("PROJECT_ID")
+        if project_id is None:
+            raise InvalidRequest(
+                "a copy is filed under a project; name destination_project_id or set TINKERLITE_PROJECT_ID"
+            )
+        body = {"source_path": path, "destination_project_id": project_id}
+        given = {"ttl_seconds": ttl_seconds, "weights_access_token": weights_access_token}
+        body |= {name: value for name, value in given.items() if value is not None}
+        # A repetition after a lost answer says that it is one, or there would be two copies.
+        headers = {"X-Idempotency-Key": uuid.uuid4().hex}
+
+        async def work() -> str:
+            response = await self._connection.send("POST", "copy_weights", json=body, headers=headers)
+            return read_model(response, CopyWeightsResponse).tinker_path
+
+        return self._connection.start(work(), f"copy of {path}")
+
     # ---- a checkpoint's files ----
 
     def get_external_weights_urls(self, tinker_path: str) -> APIFuture[ExternalWeightsUrlsResponse]:
@@ -175,6 +214,10 @@ class RestClient:
         body = request.model_dump(mode="json", exclude_none=True)
         ask = self._connection.ask(SessionSearchResponse, "POST", "sessions/search", json=body)
         return self._connection.start(ask, "sessions/search")
+
+    def assign_session_project(self, session_id: str, project_id: str) -> APIFuture[None]:
+        """File a session under a project, with its runs and samplers."""
+        return self._do("PUT", f"sessions/{session_id}/project", {"project_id": project_id})
 
     def get_sampler(self, sampler_id: str) -> APIFuture[GetSamplerResponse]:
         """What a sampler samples from."""
@@ -232,11 +275,13 @@ class RestClient:
     set_checkpoint_ttl_from_tinker_path_async = resolved(set_checkpoint_ttl_from_tinker_path)
     publish_checkpoint_from_tinker_path_async = resolved(publish_checkpoint_from_tinker_path)
     unpublish_checkpoint_from_tinker_path_async = resolved(unpublish_checkpoint_from_tinker_path)
+    copy_weights_async = resolved(copy_weights)
     get_external_weights_urls_async = resolved(get_external_weights_urls)
     get_checkpoint_archive_url_async = resolved(get_checkpoint_archive_url)
     get_checkpoint_archive_url_from_tinker_path_async = resolved(get_checkpoint_archive_url_from_tinker_path)
     list_sessions_async = resolved(list_sessions)
     get_session_async = resolved(get_session)
+    assign_session_project_async = resolved(assign_session_project)
     get_sampler_async = resolved(get_sampler)
 
 

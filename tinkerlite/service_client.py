@@ -62,8 +62,8 @@ class ServiceClient:
         config: ClientConfig | None = None,
     ) -> None:
         self._connection = Connection(base_url, api_key, config, default_headers_overrides)
-        project_id = project_id or environment("PROJECT_ID")
-        self._session = Session(self._connection, user_metadata, project_id, display_name)
+        self._project_id = project_id or environment("PROJECT_ID")
+        self._session = Session(self._connection, user_metadata, self._project_id, display_name)
 
     @property
     def session_id(self) -> str:
@@ -234,6 +234,14 @@ class ServiceClient:
         """
         creating = SamplingClient.create(self._session, model_path, base_model, record_stability_info)
         return self._connection.wait(creating)
+
+    def copy_weights(
+        self, path: str, *, ttl_seconds: int | None = None, weights_access_token: str | None = None
+    ) -> APIFuture[str]:
+        """Make a checkpoint one's own, filed under this client's project; see `RestClient.copy_weights`."""
+        return self.create_rest_client().copy_weights(
+            path, self._project_id, ttl_seconds=ttl_seconds, weights_access_token=weights_access_token
+        )
 
     def create_rest_client(self) -> RestClient:
         """Questions about runs, checkpoints and sessions, over this client's connection."""

@@ -12,6 +12,7 @@ import time
 import weakref
 from typing import Any, Literal
 
+from tinkerlite.config import environment
 from tinkerlite.connection import PROTOCOL_VERSION, Connection
 from tinkerlite.errors import APIError, NotFoundError, ResultGoneError
 from tinkerlite.transport import Transport
@@ -38,7 +39,7 @@ class Session:
         self.connection = connection
         body: dict[str, Any] = {
             "type": "create_session",
-            "tags": [],
+            "tags": tags(),
             "user_metadata": user_metadata or {},
             "sdk_version": PROTOCOL_VERSION,
             **({"project_id": project_id} if project_id else {}),
@@ -87,6 +88,12 @@ class Session:
             pass  # older servers let sessions lapse instead
         except APIError as error:
             logger.warning("session %s: the server was not told that it is over: %s", self.id, error)
+
+
+def tags() -> list[str]:
+    """What TINKERLITE_TAGS, or TINKER_TAGS, names with commas between."""
+    named = (tag.strip() for tag in (environment("TAGS") or "").split(","))
+    return list(dict.fromkeys(tag for tag in named if tag))
 
 
 class _Heart:

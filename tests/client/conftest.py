@@ -10,7 +10,7 @@ from tests.client.scripted_server import HASTY, ScriptedServer, scripted_server
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("BASE_URL", "API_KEY", "PROJECT_ID"):
+    for name in ("BASE_URL", "API_KEY", "PROJECT_ID", "TAGS"):
         monkeypatch.delenv(f"TINKERLITE_{name}", raising=False)
         monkeypatch.delenv(f"TINKER_{name}", raising=False)
 

@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
+import zstandard
 
 from tinkerlite import ClientConfig, types
 from tinkerlite.wire import (
@@ -66,7 +67,10 @@ class Received:
 
     @property
     def batch(self) -> types.ForwardBackwardRequest:
-        return decode_forward_backward_request(self.content)
+        is_compressed = self.headers.get("content-encoding") == "zstd"
+        return decode_forward_backward_request(
+            zstandard.decompress(self.content) if is_compressed else self.content
+        )
 
 
 class ScriptedServer:

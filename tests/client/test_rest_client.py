@@ -123,6 +123,30 @@ def test_sessions_are_searched_page_by_page(server: ScriptedServer, rest: tinker
     assert other == {**one, "cursor": cursor}
 
 
+def test_a_copy_whose_answer_was_lost_is_asked_for_again_as_the_same_copy(
+    server: ScriptedServer, rest: tinkerlite.RestClient
+):
+    server.script("copy_weights", Answer(drop=True), Answer(body={"tinker_path": "tinker://r/weights/step"}))
+    assert rest.copy_weights(PATH, "archive", ttl_seconds=3600).result() == "tinker://r/weights/step"
+    first, again = server.sent("copy_weights")
+    assert first.headers["x-idempotency-key"] == again.headers["x-idempotency-key"]
+    assert first.json == {"source_path": PATH, "destination_project_id": "archive", "ttl_seconds": 3600}
+    server.script("copy_weights", Answer(body={"tinker_path": "tinker://s/weights/step"}))
+    rest.copy_weights(PATH, "archive").result()
+    assert server.sent("copy_weights")[2].headers["x-idempotency-key"] != first.headers["x-idempotency-key"]
+
+
+def test_a_copy_is_filed_under_a_project(
+    server: ScriptedServer, rest: tinkerlite.RestClient, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(errors.InvalidRequest, match="TINKERLITE_PROJECT_ID"):
+        rest.copy_weights(PATH)
+    monkeypatch.setenv("TINKER_PROJECT_ID", "p")
+    server.script("copy_weights", Answer(body={"tinker_path": "tinker://r/weights/step"}))
+    rest.copy_weights(PATH).result()
+    assert server.sent("copy_weights")[0].json["destination_project_id"] == "p"
+
+
 def test_nobody_is_behind_an_api_key_and_the_error_says_so(rest: tinkerlite.RestClient):
     with pytest.raises(errors.CapabilityError, match="does not say whose it is"):
         rest.whoami().result()

@@ -28,6 +28,21 @@ def test_the_server_is_asked_for_its_wishes_and_then_for_a_session(server: Scrip
     assert config.headers["x-api-key"] == session.headers["x-api-key"] == "tml-local"
 
 
+@pytest.mark.parametrize(
+    ("named", "tags"),
+    [("sweep, night ,,sweep,", ["sweep", "night"]), ("", []), (" , ", []), ("one", ["one"])],
+)
+@pytest.mark.parametrize("variable", ["TINKERLITE_TAGS", "TINKER_TAGS"])
+def test_a_session_is_tagged_with_what_the_environment_names(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, variable: str, named: str, tags: list[str]
+):
+    monkeypatch.setenv(variable, named)
+    with tinkerlite.ServiceClient(base_url=server.url, config=HASTY):
+        pass
+    [session] = server.sent("create_session")
+    assert session.json["tags"] == tags
+
+
 def test_a_server_without_wishes_gets_the_protocols_defaults(server: ScriptedServer):
     server.script("client/config", Answer(404, {"detail": "Not Found"}))
     with tinkerlite.ServiceClient(base_url=server.url, config=HASTY) as service:

@@ -18,8 +18,6 @@ SCRIPT = Path(__file__).parent / "official" / "public_names.py"
 _BILLING = "billing and audit are the hosted service's alone"
 _CONSOLE = "the hosted service's web pages"
 _TELEMETRY = "this client sends none"
-_PROJECTS = "projects are the hosted service's alone"
-_COPY = "copies between accounts and projects"
 _SERVER_LOSS = "losses that run on the server: alpha there; forward_backward_custom runs them here"
 _RETRY = "how long to wait and what to repeat is ClientConfig's, for all clients of a service"
 _INTERNAL = "how that SDK is built inside"
@@ -28,7 +26,6 @@ GAPS: dict[str, dict[str, str]] = {
     "ServiceClient": {
         "get_console_url": _CONSOLE,
         "get_telemetry": _TELEMETRY,
-        "copy_weights": _COPY,
         "create_custom_loss": _SERVER_LOSS,
     },
     "TrainingClient": {"get_console_url": _CONSOLE, "get_telemetry": _TELEMETRY},
@@ -38,8 +35,6 @@ GAPS: dict[str, dict[str, str]] = {
         "get_audit_log": _BILLING,
         "get_billing_usage": _BILLING,
         "get_current_checkpoint_storage_usage": _BILLING,
-        "assign_session_project": _PROJECTS,
-        "copy_weights": _COPY,
         "export_session_trace": "traces are the hosted service's alone",
     },
 }
@@ -113,7 +108,7 @@ def test_every_name_of_the_package_is_here_or_missing_for_a_reason(official: dic
 @pytest.mark.compat
 def test_types_that_are_missing_are_requests_and_what_is_the_hosted_services_alone(official: dict[str, Any]):
     missing = {name for name in official["types"] if not hasattr(tinkerlite.types, name)}
-    hosted = ("Audit", "Auth", "Billing", "Telemetry", "Event", "Usage", "CustomLoss", "Severity", "Copy")
+    hosted = ("Audit", "Auth", "Billing", "Telemetry", "Event", "Usage", "CustomLoss", "Severity")
     internal = (
         "Request",
         "Internal",

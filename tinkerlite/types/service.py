@@ -185,6 +185,12 @@ class ExternalWeightsUrlsResponse(Response):
     expires: datetime
 
 
+class CopyWeightsResponse(Response):
+    """Where a copy of a checkpoint is."""
+
+    tinker_path: str
+
+
 class WhoamiResponse(Response):
     """Whom a credential stands for."""
 
