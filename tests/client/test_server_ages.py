@@ -39,6 +39,24 @@ def test_a_server_without_client_config_gets_its_chunks_one_after_the_other(serv
     assert [request.batch.seq_id for request in server.sent("forward_backward")] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("trained_on", ["tiny", "large"])
+def test_a_server_that_takes_a_path_or_a_base_model_gets_the_path_if_it_is_of_that_model(
+    server: ScriptedServer, service: tinkerlite.ServiceClient, trained_on: str
+):
+    refusal = Answer(400, {"detail": "Exactly one of base_model or model_path must be provided"})
+    server.script("create_sampling_session", refusal, Answer(body={"sampling_session_id": "s"}))
+    server.script("samplers/s", Answer(body={"sampler_id": "s", "base_model": trained_on}))
+    if trained_on == "tiny":
+        assert service.create_sampling_client(PATH, base_model="tiny").get_base_model() == "tiny"
+    else:
+        with pytest.raises(errors.BadRequestError, match="Exactly one"):
+            service.create_sampling_client(PATH, base_model="tiny")
+    both, alone = [request.json for request in server.sent("create_sampling_session")]
+    assert (both["model_path"], both["base_model"]) == (PATH, "tiny")
+    assert alone["model_path"] == PATH
+    assert "base_model" not in alone
+
+
 @pytest.mark.parametrize("status", [415, 422])
 def test_a_server_that_takes_no_protobuf_gets_json_from_then_on(
     server: ScriptedServer, training: tinkerlite.TrainingClient, status: int
