@@ -10,21 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from peft import PeftModel
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
 
+from tests.parity.adapters_in_peft import IGNORED_WARNINGS, logprobs_in_peft
 from tests.server.served import Caller, datum, serving
 from tinkerlite_server.engine.catalog import build_catalog
 from tinkerlite_server.engine.local_engine import LocalEngine
 from tinkerlite_server.engine.protocols import EngineLimits
 
-pytestmark = pytest.mark.filterwarnings(
-    # PEFT asks transformers by a name that transformers is about to drop, and warns of merging tied heads.
-    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning",
-    "ignore:.*tie_word_embeddings:UserWarning",
-)
+pytestmark = pytest.mark.filterwarnings(*IGNORED_WARNINGS)
 
 TOKENS = (5, 6, 7, 8, 9, 10)
 
@@ -53,15 +47,6 @@ def logprobs_here(caller: Caller, model: str, seq_id: int) -> np.ndarray:
     return caller.gradients(request_id).loss_fn_outputs[0]["logprobs"].to_numpy()
 
 
-def logprobs_in_peft(base_model: Path, adapter: Path | None) -> np.ndarray:
-    model = AutoModelForCausalLM.from_pretrained(base_model)
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, adapter)
-    with torch.no_grad():
-        logits = model(torch.tensor([TOKENS[:-1]])).logits[0].float()
-    return torch.log_softmax(logits, -1)[range(len(TOKENS) - 1), list(TOKENS[1:])].numpy()
-
-
 def fetch(caller: Caller, url: str) -> bytes:
     response = caller.server.call(caller.server.http.get(url))
     assert response.status_code == 200, response.text
@@ -79,8 +64,8 @@ def test_external_weights_give_the_same_logprobs_in_peft(
     for name, url in caller.get(f"{checkpoint}/external_weights_urls").json()["urls"].items():
         (tmp_path / name).write_bytes(fetch(caller, url))
     here = logprobs_here(caller, model, 8)
-    np.testing.assert_allclose(logprobs_in_peft(student_folder, tmp_path), here, atol=1e-5)
-    assert np.abs(logprobs_in_peft(student_folder, None) - here).max() > 0.1
+    np.testing.assert_allclose(logprobs_in_peft(student_folder, tmp_path, TOKENS), here, atol=1e-5)
+    assert np.abs(logprobs_in_peft(student_folder, None, TOKENS) - here).max() > 0.1
 
 
 def test_an_archive_of_sampler_weights_gives_the_same_logprobs_in_peft(
@@ -93,7 +78,7 @@ def test_an_archive_of_sampler_weights_gives_the_same_logprobs_in_peft(
     with tarfile.open(fileobj=io.BytesIO(fetch(caller, url))) as tar:
         tar.extractall(tmp_path, filter="data")
     here = logprobs_here(caller, model, 8)
-    np.testing.assert_allclose(logprobs_in_peft(student_folder, tmp_path), here, atol=1e-5)
+    np.testing.assert_allclose(logprobs_in_peft(student_folder, tmp_path, TOKENS), here, atol=1e-5)
 
 
 VLLM_READS = {"r", "lora_alpha", "target_modules", "bias", "modules_to_save", "use_rslora", "use_dora"}
