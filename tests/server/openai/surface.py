@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 
+from tests.server.http_server import http_server
 from tests.server.served import Caller
 from tests.server.toy_engine import ToyEngine
 from tinkerlite_server.app import create_app
@@ -97,14 +96,5 @@ def eventually(holds: Callable[[], bool]) -> None:
 def listening(engine: Engine, data_dir: Path, limits: Limits | None = None) -> Iterator[tuple[str, Service]]:
     """A server on a port of this machine, and its service."""
     app = create_app(Settings(data_dir=data_dir, limits=limits or Limits()), engine)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, ws="none"))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}", app.state.service
-        finally:
-            app.state.service.begin_shutdown()
-            server.should_exit = True
-            thread.join(20)
+    with http_server(app) as url:
+        yield url, app.state.service
