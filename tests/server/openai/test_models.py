@@ -5,13 +5,13 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.server.eventual import eventually
 from tests.server.openai.surface import (
     PacedEngine,
     ask,
     chat_body,
     complete,
     completion_body,
-    eventually,
 )
 from tests.server.served import Caller, Served, serving
 from tinkerlite_server.settings import Limits

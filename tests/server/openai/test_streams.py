@@ -10,13 +10,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.server.eventual import eventually
 from tests.server.openai.surface import (
     JSON,
     PacedEngine,
     chat_body,
     completion_body,
     events,
-    eventually,
     listening,
 )
 from tinkerlite_server.errors import EngineFailure
