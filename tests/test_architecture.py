@@ -213,7 +213,15 @@ def test_the_protocols_need_nothing_but_numpy_and_the_contract():
     [
         ("futures", {"errors", "completions"}),
         ("completions", {"errors"}),
-        ("store", {"errors", "tables", "schema", "engine.protocols"}),
+        (
+            "store",
+            {"schema", "tables", "records.sessions", "records.runs", "records.samplers"},
+        ),
+        ("records.access", {"errors", "tables"}),
+        ("records.sessions", {"errors", "tables", "records.access"}),
+        ("records.checkpoints", {"errors", "tables", "records.access"}),
+        ("records.runs", {"errors", "tables", "records.checkpoints", "engine.protocols"}),
+        ("records.samplers", {"errors", "tables", "records.access", "records.sessions"}),
         ("schema", {"errors", "tables"}),
         ("downloads", set()),
         ("model_card", {"engine.protocols"}),

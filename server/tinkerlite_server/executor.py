@@ -16,7 +16,7 @@ from tinkerlite_server.adapters import Adapters
 from tinkerlite_server.age_files import encrypt_files
 from tinkerlite_server.checkpoint_folders import CheckpointFolders
 from tinkerlite_server.engine.protocols import Engine, SampledToken, SampleResult, TrainBatch, TrainOutput
-from tinkerlite_server.errors import BadRequest, ServerError, UnknownName
+from tinkerlite_server.errors import BadRequest, Gone, ServerError, UnknownName
 from tinkerlite_server.futures import Done
 from tinkerlite_server.model_card import model_card
 from tinkerlite_server.operations import (
@@ -152,18 +152,22 @@ class Executor:
                 f"sampling session {sampler_id!r} exists already; count sampling_session_seq_id up"
             )
         dropped = self._adapters.snapshot(operation.model_id, sampler_id)
-        self._store.add_sampler(
-            SamplerRow(
-                id=sampler_id,
-                session_id=run.session_id,
-                owner=run.owner,
-                base_model=run.base_model,
-                model_path=None,
-                adapter_id=sampler_id,
-                folder=None,
-                ended=None,
+        try:
+            self._store.add_sampler(
+                SamplerRow(
+                    id=sampler_id,
+                    session_id=run.session_id,
+                    owner=run.owner,
+                    base_model=run.base_model,
+                    model_path=None,
+                    adapter_id=sampler_id,
+                    folder=None,
+                    ended=None,
+                )
             )
-        )
+        except Gone:
+            self._adapters.drop_snapshot(sampler_id)
+            raise
         for adapter_id in dropped:
             self._store.end_samplers_of_adapter(
                 adapter_id,

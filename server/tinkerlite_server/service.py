@@ -23,7 +23,7 @@ from tinkerlite_server.checkpoint_folders import CheckpointFolders
 from tinkerlite_server.custom_losses import CustomLosses
 from tinkerlite_server.downloads import Links
 from tinkerlite_server.engine.protocols import AdapterConfig, Engine, LossGraph, ModelInfo
-from tinkerlite_server.errors import BadRequest, ServerError, UnknownName
+from tinkerlite_server.errors import BadRequest, Gone, ServerError, UnknownName
 from tinkerlite_server.executor import Executor
 from tinkerlite_server.futures import Done, FutureTable, Ticket
 from tinkerlite_server.operations import CreateRun, LoadRun, Operation, Refusal, Sample
@@ -194,13 +194,19 @@ class Service:
 
         Raises:
             BadRequest: custom losses are off, or the graph is not one that this server runs.
+            Gone: the session ended meanwhile.
         """
         losses = self.require_custom_losses()
         program = await asyncio.to_thread(self._compile_loss, graph)
-        self.store.live_session(session_id, owner)
         with self._once(owner, key, digest) as ticket:
             if ticket.is_new:
                 losses.add(session_id, program)
+                try:
+                    self.store.live_session(session_id, owner)
+                except Gone:
+                    # It ended meanwhile, perhaps before there was this loss to let go of.
+                    losses.drop_session(session_id)
+                    raise
                 answer = {"loss_id": graph.loss_id, "type": "create_custom_loss"}
                 self.futures.settle(ticket.request_id, Done(json.dumps(answer).encode()))
         return ticket.request_id
@@ -282,6 +288,11 @@ class Service:
         except ServerError:
             self.store.delete_run(operation.model_id)
             raise
+        session = self.store.session(session_id, owner)
+        if session.ended:
+            # It ended meanwhile, perhaps before there was this run to free.
+            self.store.end_run(operation.model_id, session.ended)
+            self.scheduler.free_run(operation.model_id, f"session {session_id} has ended, as {session.ended}")
 
     def submit_sample(
         self,

@@ -12,6 +12,7 @@ import pytest
 from tests.server.loss_graphs import GraphWriter, weighted_square
 from tests.server.served import Caller, Served, datum, serving
 from tests.server.toy_engine import ToyEngine
+from tinkerlite_server.engine.protocols import LossProgram
 from tinkerlite_server.errors import UnknownName
 from tinkerlite_server.settings import Limits
 
@@ -141,6 +142,25 @@ def test_losses_end_with_their_session(served: Served, caller: Caller):
         losses.get(session, loss)
     body = weighted_square().body(session, 1)
     assert "has ended" in caller.refused("/create_custom_loss", status=410, **body)
+
+
+def test_a_loss_that_is_kept_just_after_its_session_ended_is_let_go_of(
+    served: Served, caller: Caller, monkeypatch: pytest.MonkeyPatch
+):
+    """Sessions end on another thread, at any moment."""
+    session = caller.session()
+    losses = served.service.custom_losses
+    keep = losses.add
+
+    def end_and_keep(session_id: str, program: LossProgram) -> None:
+        served.service.end_session(session_id, "it was closed")
+        keep(session_id, program)
+
+    monkeypatch.setattr(losses, "add", end_and_keep)
+    body = weighted_square().body(session)
+    assert "has ended" in caller.refused("/create_custom_loss", status=410, **body)
+    with pytest.raises(UnknownName, match=r"it has \[\]"):
+        losses.get(session, f"{session}:loss:0")
 
 
 @pytest.mark.parametrize(

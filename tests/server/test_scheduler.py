@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.server.rig import Rig
+from tests.server.rig import OWNER, Rig
 from tinkerlite.wire import decode_forward_backward_output
 from tinkerlite_server.errors import BadRequest, EngineFailure, UnknownName
 from tinkerlite_server.futures import Done
@@ -431,3 +431,20 @@ def test_a_busy_engine_does_not_hold_up_acceptance(rig: Rig):
     assert not rig.scheduler.stop(0.01)
     rig.engine.gate.set()
     assert rig.scheduler.stop(30.0)
+
+
+def test_a_snapshot_that_is_made_just_as_its_session_ends_is_let_go_of(rig: Rig):
+    rig.store.add_session("sess", OWNER, tags=[], user_metadata={})
+    rig.runs("a")
+    take = rig.engine.snapshot
+
+    def end_and_take(model_id: str, adapter_id: str) -> None:
+        rig.store.end_session("sess", "it was closed")
+        take(model_id, adapter_id)
+
+    rig.engine.snapshot = end_and_take
+    late = rig.snapshot("a", 1, "late")
+    rig.turn_until_idle()
+    assert "it was closed" in rig.failure(late).message
+    assert not rig.engine.has_adapter("late")
+    assert rig.store.find_sampler("late") is None

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.server.eventual import eventually
 from tests.server.served import Caller, Served, sample_body, serving
 from tests.server.toy_engine import ToyEngine
 from tinkerlite import types
@@ -176,3 +178,25 @@ def test_tokenizer_files_come_from_the_server(tmp_path: Path, base_model: str):
         assert files.files == {"tokenizer.json": '{"version": "é"}'}
         assert files.model_name == base_model
         assert served.caller().get("/tokenizers/other").status_code == 404
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_run_that_is_made_just_as_its_session_ends_is_not_left_in_memory(
+    served: Served, caller: Caller, toy: ToyEngine, monkeypatch: pytest.MonkeyPatch, before: bool
+):
+    """Sessions end on another thread: before the run has its row, or before it has its queue."""
+    session = caller.session()
+    add = served.service.store.add_run
+
+    def add_and_end(model_id: str, **fields: Any) -> None:
+        if before:
+            served.service.end_session(session, "it was closed")
+        add(model_id, **fields)
+        served.service.end_session(session, "it was closed")
+
+    monkeypatch.setattr(served.service.store, "add_run", add_and_end)
+    request_id = caller.submit_model(session)
+    caller.retrieve(request_id)
+    model = f"{session}:train:0"
+    assert "it was closed" in caller.refused("/get_info", status=404, model_id=model)
+    eventually(lambda: toy.calls[-1:] == [("drop_run", model)])

@@ -8,8 +8,9 @@ import pytest
 
 from tinkerlite_server.engine.protocols import AdapterConfig
 from tinkerlite_server.errors import BadRequest, Gone, UnknownName
+from tinkerlite_server.records.checkpoints import split_path
 from tinkerlite_server.schema import FolderInUse
-from tinkerlite_server.store import Store, split_path
+from tinkerlite_server.store import Store
 from tinkerlite_server.tables import CheckpointRow, SamplerRow
 
 ADAPTER = AdapterConfig(rank=4, alpha=32.0, seed=1, train_unembed=False)
@@ -101,6 +102,15 @@ def test_ending_a_session_ends_what_is_in_memory_and_keeps_what_was_saved(store:
     with pytest.raises(UnknownName, match=f"it was closed; its last checkpoint is {path}"):
         store.live_run("s:train:0", "me")
     assert store.checkpoint(path, "me").path == path
+
+
+def test_nothing_begins_to_sample_in_a_session_that_has_ended(store: Store):
+    """It would hold its checkpoint's folder for ever."""
+    store.end_session("s", "it was closed")
+    with pytest.raises(Gone, match="it was closed"):
+        store.add_sampler(sampler("late", folder="saved", adapter_id="ckpt"))
+    assert store.find_sampler("late") is None
+    assert store.folders_in_use() == set()
 
 
 def test_the_first_reason_for_ending_a_session_stands(store: Store):
