@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 
 from tests.server.loss_graphs import GraphWriter, weighted_square
 from tests.server.served import Caller, Served, datum, serving
@@ -105,6 +107,11 @@ def test_an_upload_is_of_bounded_size(toy: ToyEngine, tmp_path: Path):
         assert caller.ok("/create_custom_loss", **body)
         body = body | {"custom_loss_seq_id": 1, "padding": "x" * 10_000}
         assert "larger than the 10000 bytes" in caller.refused("/create_custom_loss", status=413, **body)
+        packed = zstandard.compress(json.dumps(body).encode())
+        assert len(packed) < 10_000
+        headers = {"Content-Type": "application/json", "Content-Encoding": "zstd"}
+        response = caller.request("POST", "/create_custom_loss", content=packed, headers=headers)
+        assert (response.status_code, "10000 bytes once it is unpacked" in response.text) == (413, True)
 
 
 def test_a_session_has_a_bounded_number_of_losses(caller: Caller):

@@ -24,8 +24,11 @@ _LARGEST_WINDOW = 2**26
 """Bytes that a frame may make the decompressor keep."""
 
 
-async def read_body(request: Request) -> bytes:
+async def read_body(request: Request, most_bytes: int | None = None) -> bytes:
     """The body, without its Content-Encoding.
+
+    Args:
+        most_bytes: what it may have, packed or not; None: as much as any body.
 
     Raises:
         BadRequest: it is not what its encoding says.
@@ -37,9 +40,11 @@ async def read_body(request: Request) -> bytes:
             415, f"the body is encoded as {encoding!r}; send it as it is, or compressed with zstd"
         )
     body = await request.body()
+    most = most_bytes or request.app.state.service.settings.limits.max_body_bytes
     if encoding == "identity":
+        if len(body) > most:
+            raise HTTPException(413, f"the body is larger than the {most} bytes that it may have")
         return body
-    most = request.app.state.service.settings.limits.max_body_bytes
     return await asyncio.to_thread(_unpack, body, most)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from tinkerlite_server.engine.protocols import LossGraph, LossInput, LossNode
@@ -60,10 +60,7 @@ class CreateCustomLoss(Body):
 async def create_custom_loss(request: Request, service: Served, owner: Owner) -> Response:
     """Check a loss, and keep it for `forward_backward` requests of its session."""
     service.require_custom_losses()
-    most = service.settings.limits.max_loss_bytes
-    if len(await request.body()) > most:
-        raise HTTPException(413, f"the body is larger than the {most} bytes that a custom loss may have")
-    raw = await read_json(request)
+    raw = await read_json(request, service.settings.limits.max_loss_bytes)
     body = parse(CreateCustomLoss, raw)
     service.store.live_session(body.session_id, owner)
     service.saw(body.session_id)

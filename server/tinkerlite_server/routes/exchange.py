@@ -74,8 +74,8 @@ AccessScope = Literal["owned", "accessible"]
 # ---- in ----
 
 
-async def read_json(request: Request) -> dict[str, Any]:
-    """The body as a JSON object.
+async def read_json(request: Request, most_bytes: int | None = None) -> dict[str, Any]:
+    """The body as a JSON object; `most_bytes` as in `read_body`.
 
     Raises:
         BadRequest: it is none.
@@ -85,7 +85,7 @@ async def read_json(request: Request) -> dict[str, Any]:
     # Browsers send other types across origins without asking, so this also keeps web pages out.
     if kind != "application/json":
         raise HTTPException(415, f"the body is sent as {kind or 'no type'}; send application/json")
-    content = await read_body(request)
+    content = await read_body(request, most_bytes)
     try:
         body = json.loads(content)
     except (ValueError, RecursionError) as error:
