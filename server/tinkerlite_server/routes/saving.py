@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
@@ -22,9 +22,12 @@ from tinkerlite_server.routes.exchange import (
     read_json,
     repeat_key,
 )
+from tinkerlite_server.service import Service
 from tinkerlite_server.validation import check_name, check_ttl
 
 router = APIRouter()
+
+Saving = TypeVar("Saving", bound="SaveWeights")
 
 
 class SaveWeights(Body):
@@ -42,13 +45,7 @@ class SaveWeights(Body):
 async def save_weights(request: Request, service: Served, owner: Owner) -> Response:
     """Save weights and optimizer state."""
     raw = await read_json(request)
-    with numbered(service, owner, "save_weights", raw.get("model_id"), raw.get("seq_id")):
-        body = parse(SaveWeights, raw)
-        run = service.store.live_run(body.model_id, owner)
-        service.saw(run.session_id)
-        operation = _save("weights", body)
-        request_id = service.submit(owner, repeat_key(run.id, body.seq_id), digest(raw), operation)
-    return promise(request_id, model_id=run.id)
+    return _submit("save_weights", SaveWeights, raw, service, owner, lambda body, _: _save("weights", body))
 
 
 class SaveWeightsForSampler(SaveWeights):
@@ -63,18 +60,15 @@ class SaveWeightsForSampler(SaveWeights):
 async def save_weights_for_sampler(request: Request, service: Served, owner: Owner) -> Response:
     """Save weights to sample from under a name, or hand them to a sampling session of their own."""
     raw = await read_json(request)
-    with numbered(service, owner, "save_weights_for_sampler", raw.get("model_id"), raw.get("seq_id")):
-        body = parse(SaveWeightsForSampler, raw)
-        run = service.store.live_run(body.model_id, owner)
-        service.saw(run.session_id)
-        if (body.path is None) == (body.sampling_session_seq_id is None):
-            raise BadRequest("name either path (saved weights) or sampling_session_seq_id (a session)")
-        if body.path is not None:
-            operation = _save("sampler_weights", body)
-        else:
-            operation = _snapshot(body, f"{run.session_id}:sample:{body.sampling_session_seq_id}")
-        request_id = service.submit(owner, repeat_key(run.id, body.seq_id), digest(raw), operation)
-    return promise(request_id, model_id=run.id)
+    return _submit("save_weights_for_sampler", SaveWeightsForSampler, raw, service, owner, _save_or_snapshot)
+
+
+def _save_or_snapshot(body: SaveWeightsForSampler, session_id: str) -> Callable[[str], Operation]:
+    if (body.path is None) == (body.sampling_session_seq_id is None):
+        raise BadRequest("name either path (saved weights) or sampling_session_seq_id (a session)")
+    if body.path is not None:
+        return _save("sampler_weights", body)
+    return _snapshot(body, f"{session_id}:sample:{body.sampling_session_seq_id}")
 
 
 class SaveWeightsExternal(SaveWeights):
@@ -87,16 +81,38 @@ class SaveWeightsExternal(SaveWeights):
 async def save_weights_external(request: Request, service: Served, owner: Owner) -> Response:
     """Save weights in PEFT's layout, encrypted if asked, to be downloaded and used elsewhere."""
     raw = await read_json(request)
-    with numbered(service, owner, "save_weights_external", raw.get("model_id"), raw.get("seq_id")):
-        body = parse(SaveWeightsExternal, raw)
+    return _submit("save_weights_external", SaveWeightsExternal, raw, service, owner, _save_external)
+
+
+def _save_external(body: SaveWeightsExternal, _session_id: str) -> Callable[[str], Operation]:
+    if body.path is None:
+        raise BadRequest("path is missing: external weights are saved under a name")
+    recipients = ()
+    if body.age_encryption_recipients is not None:
+        recipients = check_recipients(body.age_encryption_recipients, "age_encryption_recipients")
+    return _save("external_weights", body, recipients)
+
+
+def _submit(
+    verb: str,
+    kind: type[Saving],
+    raw: dict[str, Any],
+    service: Service,
+    owner: str,
+    make: Callable[[Saving, str], Callable[[str], Operation]],
+) -> Response:
+    """Accept what saves a run.
+
+    Args:
+        verb: the request's name.
+        kind, raw: what its body must be, and is.
+        make: the operation by request id, from the body and the id of the run's session.
+    """
+    with numbered(service, owner, verb, raw.get("model_id"), raw.get("seq_id")):
+        body = parse(kind, raw)
         run = service.store.live_run(body.model_id, owner)
         service.saw(run.session_id)
-        if body.path is None:
-            raise BadRequest("path is missing: external weights are saved under a name")
-        recipients = ()
-        if body.age_encryption_recipients is not None:
-            recipients = check_recipients(body.age_encryption_recipients, "age_encryption_recipients")
-        operation = _save("external_weights", body, recipients)
+        operation = make(body, run.session_id)
         request_id = service.submit(owner, repeat_key(run.id, body.seq_id), digest(raw), operation)
     return promise(request_id, model_id=run.id)
 
