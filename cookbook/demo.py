@@ -58,7 +58,7 @@ class DemoConfig:
     """How the teacher is made."""
     student: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=12, prompts_per_step=16, group_size=4, max_tokens=4, evaluate_every=4
+            steps=16, prompts_per_step=32, group_size=4, max_tokens=4, evaluate_every=4
         )
     )
     """How both students are trained."""
@@ -70,6 +70,13 @@ class DemoConfig:
     """Held-out problems whose completions the report shades."""
     shown_tokens: int = 20
     """Longest completion among those."""
+
+
+def seeded(config: DemoConfig, seed: int) -> DemoConfig:
+    """The same demo on other problems, with other draws, from other adapters."""
+    return replace(
+        config, teacher=replace(config.teacher, seed=seed), student=replace(config.student, seed=seed)
+    )
 
 
 INTRODUCTION = """\
@@ -229,7 +236,7 @@ def run_demo(config: DemoConfig, out: Path, base_url: str | None, console: Conso
     with MetricsFile(out / "metrics.jsonl") as metrics, server as url, connect(url) as service:
         result = Demo(config, service, metrics, console).run()
     summary: dict[str, Any] = {
-        "command": "python -m cookbook.demo",
+        "command": f"python -m cookbook.demo --seed {student.seed}",
         "model": config.model,
         "task": config.task,
         "rollouts": rollouts,
@@ -260,6 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--base-url", help="use this running server instead of starting one")
+    parser.add_argument("--seed", type=int, default=0, help="of problems, rollouts and adapters [0]")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write to [runs/demo]")
     given = parser.parse_args(argv)
     # Being told to end, or losing the terminal, must stop the server too: unwind instead of dying.
@@ -267,7 +275,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _unwind)
     try:
-        run_demo(DemoConfig(), given.out, given.base_url, Console(highlight=False))
+        config = seeded(DemoConfig(), given.seed)
+        run_demo(config, given.out, given.base_url, Console(highlight=False))
     except KeyboardInterrupt:
         print("\nInterrupted; the server is stopped.", file=sys.stderr)
         return 130

@@ -13,6 +13,7 @@ import pytest
 from fastapi import APIRouter
 
 import tinkerlite
+from docs import regenerate
 from tinkerlite.doctor import examine
 from tinkerlite_server import routes
 
@@ -65,13 +66,14 @@ def served_by(package: ModuleType, prefix: str = "") -> Iterator[tuple[str, str]
             yield from ((method, path) for method in route.methods)
 
 
+def test_the_demos_table_is_made_of_the_committed_results():
+    assert regenerate.block_of(regenerate.RECIPES, "demo") == regenerate.demo_table()
+
+
 def test_the_readme_shows_every_check_of_the_doctor(local_service: tinkerlite.ServiceClient):
     """The block is written by docs/regenerate.py; here the checks are compared, as the numbers vary."""
-    shown = re.search(
-        r"<!-- doctor -->\n```\n(.*?)```\n<!-- end -->", (ROOT / "README.md").read_text("utf-8"), re.DOTALL
-    )
-    assert shown is not None
-    checks = re.findall(r"^(?:pass|warn|skip)  ([^:]+):", shown[1], re.MULTILINE)
+    shown = regenerate.block_of(regenerate.README, "doctor")
+    checks = re.findall(r"^(?:pass|warn|skip)  ([^:]+):", shown, re.MULTILINE)
     models = local_service.connection.endpoint.local_models
     assert checks == [finding.check for finding in examine(base_url=f"local://{','.join(models)}")]
 
