@@ -32,7 +32,7 @@ from cookbook.machine import hardware, peak_rss_mib
 from cookbook.metrics import MetricsFile, Row
 from cookbook.renderers import chatml
 from cookbook.report import write_report
-from cookbook.runs import connect, recorder
+from cookbook.runs import connect, examine_teacher, recorder
 from cookbook.server_process import running_server
 from cookbook.summary import print_comparison, run_figures, verdict
 from cookbook.supervised import SupervisedConfig, train_supervised
@@ -129,6 +129,8 @@ class Demo:
         start = self._evaluate_base()
         teacher_sampler, teacher_rows, teacher_path = self._make_teacher(start)
         teacher = Teacher(teacher_sampler, self.tokenizer)
+        probe = examine_teacher(teacher, self.task, self.renderer, self.tokenizer)
+        self.console.print("\n".join(probe.lines()), markup=False, soft_wrap=True)
         self.console.print(
             "\n[bold]3. A student by RL.[/bold] Exact answers alone would never start it: the base model\n"
             "   gives none, all completions of a group score 0 and all advantages are 0. So a reply that\n"

@@ -11,15 +11,21 @@ import numpy as np
 
 from cookbook.advantages import kl_per_token
 from cookbook.datums import Floats
+from cookbook.evaluation import Z_95
 from cookbook.metrics import Row
 from cookbook.rollouts import Group
 
+RATIO_PERCENTILES = (1, 50, 99)
+"""Of the importance ratios, recorded beside their extremes."""
+
 
 def rollout_figures(groups: Sequence[Group]) -> Row:
-    """Reward, accuracy, length, truncation and an entropy estimate of a batch of rollouts.
+    """Reward, accuracy, length, truncation, variety and an entropy estimate of a batch of rollouts.
 
     `entropy` is -mean(log p) of the sampled tokens: unbiased at temperature 1, in nats.
     `uniform_groups` is the share of groups whose rewards are all equal, which RL cannot learn from.
+    `end_of_text_rate` is the share of completions that hold the token that ends a reply. Where it and
+    `truncated_fraction` do not add up to 1, the backend ends completions without it.
     """
     trajectories = [t for group in groups for t in group.trajectories]
     rewards = [[t.grade.reward for t in group.trajectories] for group in groups]
@@ -29,6 +35,9 @@ def rollout_figures(groups: Sequence[Group]) -> Row:
         "rollout_accuracy": float(np.mean([t.grade.correct for t in trajectories])),
         "uniform_groups": float(np.mean([min(r) == max(r) for r in rewards])),
         "truncated_fraction": float(np.mean([t.truncated for t in trajectories])),
+        "end_of_text_rate": float(np.mean([t.finished for t in trajectories])),
+        "distinct_prompts": len({tuple(t.prompt_tokens) for t in trajectories}),
+        "distinct_completions": len({tuple(t.completion_tokens) for t in trajectories}),
         "completion_tokens": len(logprobs),
         "completion_length": len(logprobs) / len(trajectories),
         "entropy": float(-np.mean(logprobs)),
@@ -39,11 +48,17 @@ def kl_figures(groups: Sequence[Group], teacher_logprobs: list[list[Floats]]) ->
     """Reverse KL from student to teacher, in nats per token, and where in the completion it sits.
 
     The mean of log p_student - log p_teacher over the student's own tokens; being an estimate it may
-    dip below 0. Positions are binned by powers of two: "0", "1", "2-3", "4-7", ...
+    dip below 0. `reverse_kl_interval` is its 95% interval over other prompts (with a single prompt: over
+    other completions of it). Positions are binned by powers of two: "0", "1", "2-3", "4-7", ...
     """
-    per_completion = [kl for of_group in kl_per_token(groups, teacher_logprobs) for kl in of_group]
+    by_group = kl_per_token(groups, teacher_logprobs)
+    per_completion = [kl for of_group in by_group for kl in of_group]
+    clusters = per_completion if len(by_group) == 1 else [np.concatenate(of_group) for of_group in by_group]
+    mean = float(np.mean(np.concatenate(per_completion)))
+    half = Z_95 * clustered_standard_error(clusters)
     return {
-        "reverse_kl": float(np.mean(np.concatenate(per_completion))),
+        "reverse_kl": mean,
+        "reverse_kl_interval": [mean - half, mean + half],
         "kl_by_position": _by_position(per_completion),
     }
 
@@ -54,11 +69,36 @@ def advantage_figures(advantages: list[list[Floats]]) -> Row:
     return {"advantage_mean": float(np.mean(values)), "advantage_rms": float(np.sqrt(np.mean(values**2)))}
 
 
+def clustered_standard_error(clusters: Sequence[Floats]) -> float:
+    """Standard error of the mean over all values, when those of one cluster hang together.
+
+    With m the mean, N the number of values and C that of clusters, linearised as a ratio:
+
+        se^2 = C / (C - 1) * sum_c (sum_{x in c} (x - m))^2 / N^2
+
+    Zero for a single cluster, which says nothing about others.
+    """
+    if len(clusters) < 2:
+        return 0.0
+    values = np.concatenate(clusters).astype(np.float64)
+    mean = values.mean()
+    off = np.asarray([np.sum(cluster.astype(np.float64) - mean) for cluster in clusters])
+    scale = len(clusters) / (len(clusters) - 1)
+    return float(np.sqrt(scale * np.sum(off**2)) / len(values))
+
+
+def staleness_figures(groups: Sequence[Group], policy_version: int) -> Row:
+    """How many updates behind the weights to be trained the rollouts were sampled, in updates."""
+    behind = [policy_version - group.policy_version for group in groups]
+    return {"staleness_mean": float(np.mean(behind)), "staleness_max": max(behind)}
+
+
 def agreement_figures(groups: Sequence[Group], trainer_logprobs: Sequence[Floats]) -> Row:
     """How far the trainer's logprobs lie from those that the tokens were sampled at.
 
     With d = log p_trainer - log p_sampler on the same weights, d should be rounding noise and the
-    importance ratios exp(d) should be 1. Anything else trains on the wrong distribution.
+    importance ratios r = exp(d) should be 1. Anything else trains on the wrong distribution.
+    `sampler_trainer_kl` estimates KL(sampler || trainer) by mean(r - 1 - d), which is never below 0.
 
     Args:
         groups: the rollouts.
@@ -67,10 +107,13 @@ def agreement_figures(groups: Sequence[Group], trainer_logprobs: Sequence[Floats
     sampled = [t.logprobs for group in groups for t in group.trajectories]
     difference = np.concatenate([p - q for p, q in zip(trainer_logprobs, sampled, strict=True)])
     ratios = np.exp(difference.astype(np.float64))
+    percentiles = np.percentile(ratios, RATIO_PERCENTILES)
     return {
         "logprob_difference_mean": float(np.mean(np.abs(difference))),
         "logprob_difference_max": float(np.max(np.abs(difference))),
+        "sampler_trainer_kl": float(np.mean(ratios - 1 - difference)),
         "ratio_mean": float(np.mean(ratios)),
+        **{f"ratio_p{p}": float(r) for p, r in zip(RATIO_PERCENTILES, percentiles, strict=True)},
         "ratio_min": float(np.min(ratios)),
         "ratio_max": float(np.max(ratios)),
     }

@@ -16,9 +16,16 @@ from typing import Any
 
 from cookbook.advantages import AdvantageFn
 from cookbook.datums import Floats, completion_part, policy_datum
-from cookbook.diagnostics import advantage_figures, agreement_figures, kl_figures, rollout_figures
+from cookbook.diagnostics import (
+    advantage_figures,
+    agreement_figures,
+    kl_figures,
+    rollout_figures,
+    staleness_figures,
+)
 from cookbook.evaluation import Evaluation, evaluate
-from cookbook.metrics import Row
+from cookbook.guards import RunStopped, sign_of_collapse
+from cookbook.metrics import Row, without_not_finite
 from cookbook.renderers import Renderer
 from cookbook.rollouts import Group, Task, derive_seed, rollout
 from cookbook.teachers import Teacher
@@ -27,10 +34,6 @@ from tinkerlite.types import AdamParams, Datum, ForwardBackwardOutput, OptimStep
 
 Record = Callable[[Row], None]
 """Takes the row of a finished step."""
-
-
-class TooManyTruncated(RuntimeError):
-    """Most completions hit the token limit, so what is measured is the limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,9 @@ class TrainConfig:
     kl_every: int = 1
     """Steps between measurements of the KL to the teacher, which cost a pass unless trained on."""
     max_truncated_fraction: float = 1.0
-    """Stop with an error when more of a step's completions than this are cut; 1 never stops."""
+    """Stop when more of a step's completions than this are cut; at 1, only when they used to end."""
+    stop_when_collapsed: bool = True
+    """Stop with a reason at signs of collapse (`guards`); otherwise they are only recorded."""
     seed: int = 0
     """Of problems, rollouts and the adapter's start."""
 
@@ -87,7 +92,7 @@ def train(
         start: the evaluation of step 0, if it has been made already.
 
     Raises:
-        TooManyTruncated: see `max_truncated_fraction`.
+        RunStopped: see `stop_when_collapsed` and `max_truncated_fraction`. The last row is recorded.
     """
     problems = task.training_problems(config.seed)
     held_out = task.held_out(config.held_out)
@@ -107,14 +112,14 @@ def train(
                 max_tokens=config.max_tokens,
                 temperature=config.temperature,
                 seed=derive_seed(config.seed, step),
+                policy_version=step,
             )
         row |= rollout_figures(groups)
-        _check_truncation(groups, config)
         if not is_last:
             with clock.phase("advantages"):
                 values = advantages(groups)
             with clock.phase("training"):
-                row |= advantage_figures(values)
+                row |= advantage_figures(values) | staleness_figures(groups, step)
                 rate = decayed(config.learning_rate, config.decay_to, step / config.steps)
                 row |= _update(student, groups, values, rate)
             row["tokens_per_second"] = row["completion_tokens"] / sum(clock.seconds.values())
@@ -127,9 +132,24 @@ def train(
                 known
                 or evaluate(sampler, held_out, renderer=renderer, task=task, max_tokens=config.max_tokens)
             )
-        record(row)
-        rows.append(row)
+        finish_row(row, rows, record, stop=config.stop_when_collapsed)
+        _check_truncation(row, config)
     return rows
+
+
+def finish_row(row: dict[str, Any], rows: list[Row], record: Record, *, stop: bool) -> None:
+    """Record a row after those before it, with its sign of collapse, if any, as `collapse`.
+
+    Raises:
+        RunStopped: there is one, and `stop` says to.
+    """
+    sign = sign_of_collapse([*rows, row])
+    if sign:
+        row = without_not_finite(row) | {"collapse": sign}
+    record(row)
+    rows.append(row)
+    if sign and stop:
+        raise RunStopped(f"step {row['step']}: {sign}.")
 
 
 def evaluation_figures(evaluation: Evaluation) -> Row:
@@ -177,13 +197,12 @@ def _update(
     }
 
 
-def _check_truncation(groups: Sequence[Group], config: TrainConfig) -> None:
-    cut = [t.truncated for group in groups for t in group.trajectories]
-    fraction = sum(cut) / len(cut)
-    if fraction > config.max_truncated_fraction:
-        raise TooManyTruncated(
-            f"{fraction:.0%} of this step's completions were cut at max_tokens={config.max_tokens}, "
-            f"more than max_truncated_fraction={config.max_truncated_fraction:.0%}. "
+def _check_truncation(row: Row, config: TrainConfig) -> None:
+    fraction, limit = row["truncated_fraction"], config.max_truncated_fraction
+    if fraction > limit:
+        raise RunStopped(
+            f"step {row['step']}: {fraction:.0%} of the completions were cut at "
+            f"max_tokens={config.max_tokens}, more than max_truncated_fraction={limit:.0%}. "
             "Raise one of the two, or check that the prompt's layout lets the model end its turn."
         )
 

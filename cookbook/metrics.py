@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 Row = Mapping[str, Any]
 """Figures of one step by name. Numbers, strings, None, and lists or mappings of these."""
@@ -47,3 +48,36 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All complete rows of a metrics file; a last line without its newline was cut by a crash."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
+
+
+def figures(row: Row) -> dict[str, float]:
+    """The numbers of a row, nested ones under "outer/inner": `accuracy_interval/0`, `seconds/sampling`."""
+    return dict(_numbers(row, ""))
+
+
+def without_not_finite(row: Row) -> dict[str, Any]:
+    """The row with None in place of what JSON does not have."""
+    return {name: _storable(value) for name, value in row.items()}
+
+
+def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        yield path, value
+    for name, inner in _inside(value):
+        yield from _numbers(inner, f"{path}/{name}" if path else name)
+
+
+def _inside(value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return [(str(name), inner) for name, inner in cast("Mapping[Any, Any]", value).items()]
+    if isinstance(value, list | tuple):
+        return [(str(place), inner) for place, inner in enumerate(cast("Sequence[Any]", value))]
+    return []
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _storable(inner) for name, inner in _inside(value)}
+    if isinstance(value, list | tuple):
+        return [_storable(inner) for _, inner in _inside(value)]
+    return None if isinstance(value, float) and not isfinite(value) else value

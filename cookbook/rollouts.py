@@ -68,6 +68,8 @@ class Trajectory:
     """(T,) log p_student of each completion token when sampled, untempered, in nats."""
     truncated: bool
     """Cut at the token limit. Its tokens are scored and trained like any others."""
+    finished: bool
+    """The token that ends a reply is there. A backend that drops it leaves nothing to learn to stop from."""
     reply: str
     grade: Grade
 
@@ -78,6 +80,8 @@ class Group:
 
     problem: Problem
     trajectories: tuple[Trajectory, ...]
+    policy_version: int = 0
+    """Updates that the weights had seen when these were sampled."""
 
 
 def rollout(
@@ -90,10 +94,12 @@ def rollout(
     max_tokens: int,
     temperature: float = 1.0,
     seed: int | None = None,
+    policy_version: int = 0,
 ) -> list[Group]:
     """Sample `group_size` completions of each problem and grade them, in the problems' order.
 
-    With a seed the same weights give the same rollouts; without one they are fresh.
+    With a seed the same weights give the same rollouts; without one they are fresh. `policy_version`
+    is stamped on the groups: how many updates the sampler's weights have seen.
     """
     prompts = [renderer.generation_prompt(problem.messages) for problem in problems]
     # Every prompt goes out before any reply is awaited, so the server samples them in one batch.
@@ -117,6 +123,7 @@ def rollout(
                 _trajectory(prompt, sequence, problem, renderer, task)
                 for sequence in response.result().sequences
             ),
+            policy_version=policy_version,
         )
         for problem, prompt, response in zip(problems, prompts, pending, strict=True)
     ]
@@ -135,12 +142,13 @@ def _trajectory(
             "the backend sampled without logprobs, and every policy loss needs them; "
             "use a backend that returns the logprobs of sampled tokens"
         )
-    reply = renderer.parse(sequence.tokens).text
+    reply = renderer.parse(sequence.tokens)
     return Trajectory(
         prompt_tokens=prompt,
         completion_tokens=sequence.tokens,
         logprobs=sequence.logprobs_np,
         truncated=sequence.stop_reason == "length",
-        reply=reply,
-        grade=task.grade(problem, reply),
+        finished=reply.finished,
+        reply=reply.text,
+        grade=task.grade(problem, reply.text),
     )

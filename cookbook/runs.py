@@ -6,25 +6,31 @@ Knows nothing about how any of it trains.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
 
 from cookbook.command_line import parse
+from cookbook.guards import RunStopped
 from cookbook.loop import Record, TrainConfig
 from cookbook.metrics import MetricsFile, Row
-from cookbook.renderers import RENDERERS, Renderer
+from cookbook.renderers import RENDERERS, Renderer, RendererError, Tokenizer
 from cookbook.rollouts import Task
 from cookbook.supervised import SupervisedConfig
 from cookbook.table import ON_POLICY_COLUMNS, SUPERVISED_COLUMNS, Column, StepTable
 from cookbook.tasks import TASKS, with_format_credit
+from cookbook.teacher_probe import TeacherProbe, probe_teacher
 from cookbook.teachers import Teacher
 from tinkerlite import APIConnectionError, ClientConfig, SamplingClient, ServiceClient, TrainingClient
 
 Choice = TypeVar("Choice")
+
+PROBED_PROBLEMS = 8
+"""Training problems whose right answers a teacher scores before the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +110,7 @@ def open_supervised_run(
         with (
             MetricsFile(_folder(setup, name) / "metrics.jsonl") as metrics,
             recorder(name, metrics, SUPERVISED_COLUMNS) as record,
+            stopping_with_reason(),
         ):
             yield SupervisedRun(config, student, task, renderer, record)
         _save(student, name)
@@ -126,10 +133,11 @@ def open_on_policy_run(
         sampler = open_sampler(service, compared.teacher or setup.model)
         own = compared.teacher_renderer
         teacher = Teacher(sampler, tokenizer, choose("renderer", own, RENDERERS)(tokenizer) if own else None)
-        _print_prompts(teacher, renderer, task)
+        print("\n".join(examine_teacher(teacher, task, renderer, tokenizer).lines()))
         with (
             MetricsFile(_folder(setup, name) / "metrics.jsonl") as metrics,
             recorder(name, metrics, ON_POLICY_COLUMNS) as record,
+            stopping_with_reason(),
         ):
             graded = with_format_credit(task) if compared.format_credit else task
             yield OnPolicyRun(config, student, graded, renderer, teacher, record)
@@ -188,12 +196,23 @@ def _open_student(service: ServiceClient, setup: Setup, seed: int) -> TrainingCl
     return service.create_lora_training_client(setup.model, rank=setup.rank, seed=seed)
 
 
-def _print_prompts(teacher: Teacher, renderer: Renderer, task: Task) -> None:
-    """A teacher that reads another layout than it was trained on grades the layout: let people see both."""
-    problem = task.held_out(1)[0]
-    student_prompt = renderer.generation_prompt(problem.messages)
-    print(f"student reads  {renderer.text(student_prompt)!r}")
-    print(f"teacher reads  {renderer.text(teacher.prompt(problem, student_prompt))!r}")
+def examine_teacher(teacher: Teacher, task: Task, renderer: Renderer, tokenizer: Tokenizer) -> TeacherProbe:
+    """Probe a teacher on a few training problems, in its own layout and in all others that there are."""
+    layouts: dict[str, Renderer] = {}
+    for name, make in RENDERERS.items():
+        with suppress(RendererError):  # not a layout of this tokenizer
+            layouts[name] = make(tokenizer)
+    problems = list(islice(task.training_problems(0), PROBED_PROBLEMS))
+    return probe_teacher(teacher, problems, renderer=renderer, layouts=layouts)
+
+
+@contextmanager
+def stopping_with_reason() -> Generator[None, None, None]:
+    """Exits with the reason, where a guard stops the run inside the block."""
+    try:
+        yield
+    except RunStopped as stopped:
+        raise SystemExit(f"stopped at {stopped}") from stopped
 
 
 def _save(student: TrainingClient, name: str) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from cookbook.datums import supervised_datum
 from cookbook.evaluation import Evaluation, evaluate
-from cookbook.loop import Record, decayed, evaluation_figures, submit_update
+from cookbook.loop import Record, decayed, evaluation_figures, finish_row, submit_update
 from cookbook.metrics import Row
 from cookbook.renderers import Message, Renderer
 from cookbook.rollouts import Problem, Task
@@ -37,6 +38,8 @@ class SupervisedConfig:
     """Problems in an evaluation."""
     max_tokens: int = 16
     """Longest completion in an evaluation, in tokens."""
+    stop_when_collapsed: bool = True
+    """Stop with a reason at signs of collapse (`guards`); otherwise they are only recorded."""
     seed: int = 0
     """Of problems and the adapter's start."""
 
@@ -53,13 +56,16 @@ def train_supervised(
     """Train the student on the task's answers; returns the rows it recorded, steps + 1 of them.
 
     `start` is the evaluation of step 0, if it has been made already.
+
+    Raises:
+        RunStopped: see `stop_when_collapsed`. The last row is recorded.
     """
     problems = task.training_problems(config.seed)
     held_out = task.held_out(config.held_out)
     rows: list[Row] = []
     for step in range(config.steps + 1):
         is_last = step == config.steps
-        row: dict[str, object] = {"step": step}
+        row: dict[str, Any] = {"step": step}
         if step % config.evaluate_every == 0 or is_last:
             known = start if step == 0 else None
             row |= evaluation_figures(
@@ -76,8 +82,7 @@ def train_supervised(
             batch = list(islice(problems, config.batch_size))
             rate = decayed(config.learning_rate, config.decay_to, step / config.steps)
             row |= _update(student, batch, renderer, rate)
-        record(row)
-        rows.append(row)
+        finish_row(row, rows, record, stop=config.stop_when_collapsed)
     return rows
 
 

@@ -57,6 +57,22 @@ class Teacher:
             self._scored = list(groups)
         return self._scores
 
+    def score_after(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Floats]:
+        """log p_teacher of each completion token, for (prompt, completion) pairs as they are.
+
+        Raises:
+            CapabilityError: the backend returned no logprob for a completion token.
+        """
+        # All are in flight at once.
+        pending = [
+            self._sampler.compute_logprobs(ModelInput.from_ints(prompt + completion))
+            for prompt, completion in pairs
+        ]
+        return [
+            _of_completion(future.result(), len(prompt))
+            for future, (prompt, _) in zip(pending, pairs, strict=True)
+        ]
+
     def prompt(self, problem: Problem, student_prompt: list[int]) -> list[int]:
         """The tokens that this teacher reads before a completion of the problem."""
         return (
@@ -65,18 +81,16 @@ class Teacher:
 
     def _compute(self, groups: Sequence[Group]) -> list[list[Floats]]:
         prompts = [self.prompt(group.problem, group.trajectories[0].prompt_tokens) for group in groups]
-        # All completions of all groups are in flight at once.
-        pending = [
-            [
-                self._sampler.compute_logprobs(ModelInput.from_ints(prompt + trajectory.completion_tokens))
-                for trajectory in group.trajectories
-            ]
-            for group, prompt in zip(groups, prompts, strict=True)
-        ]
-        return [
-            [_of_completion(future.result(), len(prompt)) for future in futures]
-            for futures, prompt in zip(pending, prompts, strict=True)
-        ]
+        scores = iter(
+            self.score_after(
+                [
+                    (prompt, trajectory.completion_tokens)
+                    for group, prompt in zip(groups, prompts, strict=True)
+                    for trajectory in group.trajectories
+                ]
+            )
+        )
+        return [[next(scores) for _ in group.trajectories] for group in groups]
 
 
 def check_same_vocabulary(student: Tokenizer, teacher: Tokenizer) -> None:

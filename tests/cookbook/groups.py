@@ -24,6 +24,7 @@ def make_trajectory(
         completion_tokens=list(range(10, 10 + len(logprobs))),
         logprobs=np.asarray(logprobs, dtype=np.float32),
         truncated=truncated,
+        finished=not truncated,
         reply="",
         grade=Grade(reward=reward, correct=reward == 1.0),
     )

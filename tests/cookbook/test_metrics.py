@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cookbook.metrics import MetricsFile, read_metrics
+from cookbook.metrics import MetricsFile, figures, read_metrics, without_not_finite
 
 
 def test_a_row_is_on_disk_before_the_file_is_closed(tmp_path: Path):
@@ -33,3 +33,28 @@ def test_a_new_run_starts_a_new_file(tmp_path: Path):
         with MetricsFile(path) as metrics:
             metrics.write({"step": step})
     assert read_metrics(path) == [{"step": 2}]
+
+
+def test_the_figures_of_a_row_are_its_numbers_with_nested_ones_by_path():
+    row = {
+        "step": 3,
+        "accuracy": None,
+        "accuracy_interval": [0.1, 0.2],
+        "seconds": {"sampling": 1.5},
+        "run": "rl",
+    }
+    assert figures(row) == {
+        "step": 3,
+        "accuracy_interval/0": 0.1,
+        "accuracy_interval/1": 0.2,
+        "seconds/sampling": 1.5,
+    }
+
+
+def test_what_json_cannot_hold_can_be_replaced_wherever_it_is():
+    row = {"loss": float("nan"), "kl_by_position": {"0": float("inf"), "1": 0.5}, "pair": (1, float("-inf"))}
+    assert without_not_finite(row) == {
+        "loss": None,
+        "kl_by_position": {"0": None, "1": 0.5},
+        "pair": [1, None],
+    }

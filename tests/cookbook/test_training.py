@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 from cookbook.advantages import AdvantageFn, group_relative, kl_per_token, reverse_kl
 from cookbook.diagnostics import kl_figures
 from cookbook.evaluation import Evaluation, evaluate
-from cookbook.loop import TooManyTruncated, TrainConfig, decayed, train
+from cookbook.guards import RunStopped
+from cookbook.loop import TrainConfig, decayed, train
 from cookbook.metrics import Row
 from cookbook.renderers import Renderer, chat_template
 from cookbook.rollouts import Group, rollout
@@ -244,8 +245,10 @@ def test_a_step_zero_that_is_known_is_not_evaluated_again(run: Callable[..., lis
 
 def test_too_many_truncated_completions_stop_the_run_with_a_reason(run: Callable[..., list[Row]]):
     strict = replace(SMALL, max_tokens=1, max_truncated_fraction=0.0)
-    with pytest.raises(TooManyTruncated, match="cut at max_tokens=1, more than max_truncated_fraction=0%"):
-        run(strict, group_relative)
+    recorded: list[Row] = []
+    with pytest.raises(RunStopped, match="cut at max_tokens=1, more than max_truncated_fraction=0%"):
+        run(strict, group_relative, record=recorded.append)
+    assert len(recorded) == 1
 
 
 def test_supervised_training_lowers_the_loss_and_decays_its_rate(
