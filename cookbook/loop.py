@@ -119,7 +119,8 @@ def train(
             with clock.phase("advantages"):
                 values = advantages(groups)
             with clock.phase("training"):
-                row |= advantage_figures(values) | staleness_figures(groups, step)
+                row |= advantage_figures(values)
+                row |= staleness_figures(groups, step)
                 rate = decayed(config.learning_rate, config.decay_to, step / config.steps)
                 row |= _update(student, groups, values, rate)
             row["tokens_per_second"] = row["completion_tokens"] / sum(clock.seconds.values())

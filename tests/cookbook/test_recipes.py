@@ -40,6 +40,13 @@ def test_on_policy_recipes_print_both_prompts_and_record_every_step(
     assert rows[0]["reverse_kl"] == pytest.approx(0.0, abs=1e-4)
 
 
+def test_a_run_that_a_guard_stops_ends_with_the_reason_and_keeps_its_rows(tiny_folder: Path, tmp_path: Path):
+    cut = ["--max-truncated-fraction", "0", "--steps", "9"]
+    with pytest.raises(SystemExit, match=r"stopped at step \d: .*cut at max_tokens=4"):
+        opd.main(arguments(tiny_folder, tmp_path, *ON_POLICY, *cut))
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["truncated_fraction"] > 0
+
+
 @pytest.mark.parametrize("recipe", [sft, rl, opd])
 def test_help_reads_the_idea_the_command_and_every_option(
     recipe: ModuleType, capsys: pytest.CaptureFixture[str]

@@ -209,6 +209,8 @@ def test_two_steps_of_training_change_the_student_and_record_what_happened(
     for row in rows[:-1]:
         assert row["logprob_difference_max"] < 1e-4
         assert row["ratio_mean"] == pytest.approx(1.0, abs=1e-4)
+        assert (row["staleness_mean"], row["staleness_max"]) == (0.0, 0)
+        assert row["end_of_text_rate"] + row["truncated_fraction"] == pytest.approx(1.0)
         assert {"sampling", "advantages", "training"} == set(row["seconds"])
     assert rows[0]["reverse_kl"] != rows[-1]["reverse_kl"]
 
