@@ -16,6 +16,7 @@ from tinkerlite.types import ModelInput, SamplingParams
 
 Z_95 = 1.959963984540054
 """Two-sided 95% quantile of the normal distribution."""
+END_OF_THOUGHT = "</think>"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,19 @@ def evaluate(
     sampler: SamplingClient, problems: Sequence[Problem], *, renderer: Renderer, task: Task, max_tokens: int
 ) -> Evaluation:
     """Answer every problem once, greedily; a truncated reply counts as it stands."""
+    replies = greedy_replies(sampler, problems, renderer=renderer, max_tokens=max_tokens)
+    return Evaluation(
+        tuple(task.grade(problem, reply).correct for problem, reply in zip(problems, replies, strict=True))
+    )
+
+
+def greedy_replies(
+    sampler: SamplingClient, problems: Sequence[Problem], *, renderer: Renderer, max_tokens: int
+) -> list[str]:
+    """The text of one greedy reply to each problem, cut at max_tokens.
+
+    What a reasoning model thinks before it answers, up to `</think>`, is not part of its reply.
+    """
     greedy = SamplingParams(max_tokens=max_tokens, temperature=0.0, stop=renderer.stop_tokens)
     # All problems are in flight at once.
     pending = [
@@ -49,10 +63,8 @@ def evaluate(
         )
         for problem in problems
     ]
-    replies = [renderer.parse(response.result().sequences[0].tokens).text for response in pending]
-    return Evaluation(
-        tuple(task.grade(problem, reply).correct for problem, reply in zip(problems, replies, strict=True))
-    )
+    texts = [renderer.parse(response.result().sequences[0].tokens).text for response in pending]
+    return [text.rpartition(END_OF_THOUGHT)[2].lstrip() if END_OF_THOUGHT in text else text for text in texts]
 
 
 def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:

@@ -29,11 +29,14 @@ from cookbook.metrics import Row, without_not_finite
 from cookbook.renderers import Renderer
 from cookbook.rollouts import Group, Task, derive_seed, rollout
 from cookbook.teachers import Teacher
-from tinkerlite import TrainingClient
+from tinkerlite import SamplingClient, TrainingClient
 from tinkerlite.types import AdamParams, Datum, ForwardBackwardOutput, OptimStepResponse
 
 Record = Callable[[Row], None]
 """Takes the row of a finished step."""
+
+Measure = Callable[[SamplingClient], Row]
+"""Figures of the weights behind a sampler."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,7 @@ def train(
     teacher: Teacher | None = None,
     record: Record,
     start: Evaluation | None = None,
+    measure: Measure | None = None,
 ) -> list[Row]:
     """Train the student on its own rollouts; returns the rows it recorded, steps + 1 of them.
 
@@ -90,12 +94,13 @@ def train(
         teacher: measured against at every `kl_every` steps. Measuring changes nothing that trains.
         record: called with each row as soon as it is known.
         start: the evaluation of step 0, if it has been made already.
+        measure: figures of an evaluated step, in place of accuracy on the task's held-out problems.
 
     Raises:
         RunStopped: see `stop_when_collapsed` and `max_truncated_fraction`. The last row is recorded.
     """
     problems = task.training_problems(config.seed)
-    held_out = task.held_out(config.held_out)
+    measure = measure or accuracy_measure(task, renderer, config.held_out, config.max_tokens, start)
     rows: list[Row] = []
     for step in range(config.steps + 1):
         is_last = step == config.steps
@@ -128,11 +133,7 @@ def train(
         if teacher is not None and (step % config.kl_every == 0 or is_last):
             row |= kl_figures(groups, teacher.score(groups))
         if step % config.evaluate_every == 0 or is_last:
-            known = start if step == 0 else None
-            row |= evaluation_figures(
-                known
-                or evaluate(sampler, held_out, renderer=renderer, task=task, max_tokens=config.max_tokens)
-            )
+            row |= measure(sampler)
         finish_row(row, rows, record, stop=config.stop_when_collapsed)
         _check_truncation(row, config)
     return rows
@@ -156,6 +157,22 @@ def finish_row(row: dict[str, Any], rows: list[Row], record: Record, *, stop: bo
 def evaluation_figures(evaluation: Evaluation) -> Row:
     """Accuracy and its 95% interval, as every recipe records them."""
     return {"accuracy": evaluation.accuracy, "accuracy_interval": list(evaluation.interval)}
+
+
+def accuracy_measure(
+    task: Task, renderer: Renderer, count: int, max_tokens: int, start: Evaluation | None = None
+) -> Measure:
+    """Accuracy on the first `count` held-out problems; `start`, if given, answers the first time."""
+    problems = task.held_out(count)
+    known = [start] if start else []
+
+    def measure(sampler: SamplingClient) -> Row:
+        if known:
+            return evaluation_figures(known.pop())
+        found = evaluate(sampler, problems, renderer=renderer, task=task, max_tokens=max_tokens)
+        return evaluation_figures(found)
+
+    return measure
 
 
 def decayed(learning_rate: float, decay_to: float, progress: float) -> float:

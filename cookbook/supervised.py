@@ -1,4 +1,4 @@
-"""The supervised loop: learn the tasks' own answers, token by token.
+"""The supervised loop: learn the tasks' own answers, or examples from elsewhere, token by token.
 
 Not on-policy: the tokens come from the task and not from the student. It shares rendering, datums
 and evaluation with `loop`, and nothing else.
@@ -7,15 +7,16 @@ and evaluation with `loop`, and nothing else.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from cookbook.datums import supervised_datum
-from cookbook.evaluation import Evaluation, evaluate
-from cookbook.loop import Record, decayed, evaluation_figures, finish_row, submit_update
+from cookbook.evaluation import Evaluation
+from cookbook.loop import Measure, Record, accuracy_measure, decayed, finish_row, submit_update
 from cookbook.metrics import Row
-from cookbook.renderers import Message, Renderer
+from cookbook.renderers import Message, RenderedExample, Renderer
 from cookbook.rollouts import Problem, Task
 from tinkerlite import TrainingClient
 
@@ -61,34 +62,51 @@ def train_supervised(
         RunStopped: see `stop_when_collapsed`. The last row is recorded.
     """
     problems = task.training_problems(config.seed)
-    held_out = task.held_out(config.held_out)
+    return train_on_examples(
+        config,
+        student,
+        (renderer.training_example(with_answer(problem)) for problem in problems),
+        measure=accuracy_measure(task, renderer, config.held_out, config.max_tokens, start),
+        record=record,
+    )
+
+
+def train_on_examples(
+    config: SupervisedConfig,
+    student: TrainingClient,
+    examples: Iterator[RenderedExample],
+    *,
+    measure: Measure,
+    record: Record,
+) -> list[Row]:
+    """Train the student on examples from anywhere; returns the rows it recorded, steps + 1 of them.
+
+    Args:
+        config: sizes and rates. The examples decide what `seed` would.
+        student: the weights to train; whatever they are now is step 0.
+        examples: an endless stream, or at least `steps * batch_size` of them.
+        measure: figures of an evaluated step.
+        record: called with each row as soon as it is known.
+
+    Raises:
+        RunStopped: see `stop_when_collapsed`. The last row is recorded.
+    """
     rows: list[Row] = []
     for step in range(config.steps + 1):
         is_last = step == config.steps
         row: dict[str, Any] = {"step": step}
         if step % config.evaluate_every == 0 or is_last:
-            known = start if step == 0 else None
-            row |= evaluation_figures(
-                known
-                or evaluate(
-                    student.save_weights_and_get_sampling_client(),
-                    held_out,
-                    renderer=renderer,
-                    task=task,
-                    max_tokens=config.max_tokens,
-                )
-            )
+            row |= measure(student.save_weights_and_get_sampling_client())
         if not is_last:
-            batch = list(islice(problems, config.batch_size))
+            batch = list(islice(examples, config.batch_size))
             rate = decayed(config.learning_rate, config.decay_to, step / config.steps)
-            row |= _update(student, batch, renderer, rate)
+            row |= _update(student, batch, rate)
         finish_row(row, rows, record, stop=config.stop_when_collapsed)
     return rows
 
 
-def _update(student: TrainingClient, batch: list[Problem], renderer: Renderer, learning_rate: float) -> Row:
+def _update(student: TrainingClient, examples: list[RenderedExample], learning_rate: float) -> Row:
     started = time.monotonic()
-    examples = [renderer.training_example(with_answer(problem)) for problem in batch]
     output, stepped = submit_update(
         student, [supervised_datum(example) for example in examples], "cross_entropy", learning_rate
     )

@@ -1,0 +1,116 @@
+"""Measures and the loops that take them, against the real server on a tiny random model."""
+
+from collections.abc import Iterator
+from itertools import islice, repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cookbook.advantages import group_relative
+from cookbook.company import CompanyTask, found_company
+from cookbook.evaluation import evaluate, greedy_replies
+from cookbook.examples import document_examples
+from cookbook.instructions.kinds import kinds
+from cookbook.instructions.scores import score
+from cookbook.instructions.task import InstructionTask
+from cookbook.loop import TrainConfig, train
+from cookbook.measures import behaviour_measure, kl_measure, knowledge_measure, together
+from cookbook.metrics import Row
+from cookbook.renderers import Renderer
+from cookbook.supervised import SupervisedConfig, train_on_examples
+from cookbook.tasks import TASKS
+from cookbook.teachers import Teacher
+from tinkerlite import SamplingClient, ServiceClient
+
+CHAT = InstructionTask(kinds=kinds("keyword", "many-words", "no-commas"))
+COMPANY = CompanyTask(company=found_company(0, products=2))
+
+
+@pytest.fixture(scope="module")
+def service(tiny_folder: Path) -> Iterator[ServiceClient]:
+    with ServiceClient(base_url=f"local://{tiny_folder}") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def base(service: ServiceClient, tiny_folder: Path) -> SamplingClient:
+    return service.create_sampling_client(base_model=str(tiny_folder))
+
+
+def test_behaviour_is_the_strict_score_of_greedy_replies(base: SamplingClient, renderer: Renderer):
+    problems = CHAT.held_out(6)
+    row = behaviour_measure(problems, renderer=renderer, max_tokens=40)(base)
+    replies = greedy_replies(base, problems, renderer=renderer, max_tokens=40)
+    scores = score([problem.instructions for problem in problems], replies)
+    assert row["behaviour"] == scores.prompt_strict
+    assert row["behaviour_loose"] >= row["behaviour"]
+    assert row["behaviour_by_kind"].keys() == {"Keywords", "WordCount", "NoCommas"}
+
+
+def test_knowledge_is_the_share_of_questions_answered(base: SamplingClient, renderer: Renderer):
+    problems = COMPANY.held_out(8)
+    measure = knowledge_measure(COMPANY, problems, renderer=renderer, max_tokens=4, name="known")
+    found = evaluate(base, problems, renderer=renderer, task=COMPANY, max_tokens=4)
+    assert measure(base) == {"known": found.accuracy}
+
+
+def test_the_kl_of_a_model_to_itself_is_zero(base: SamplingClient, renderer: Renderer, tokenizer: Any):
+    teacher = Teacher(base, tokenizer)
+    measure = kl_measure(teacher, CHAT, prompts=3, renderer=renderer, max_tokens=5, seed=0, name="kl")
+    assert measure(base)["kl"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_two_measures_under_one_name_are_refused(base: SamplingClient):
+    with pytest.raises(ValueError, match="figures \\['a'\\]"):
+        together(lambda _: {"a": 1}, lambda _: {"a": 2})(base)
+    assert together(lambda _: {"a": 1}, lambda _: {"b": 2})(base) == {"a": 1, "b": 2}
+
+
+def test_a_loop_measures_what_it_is_given_in_place_of_accuracy(
+    service: ServiceClient, tiny_folder: Path, renderer: Renderer
+):
+    student = service.create_lora_training_client(str(tiny_folder), rank=4)
+    config = TrainConfig(steps=2, prompts_per_step=2, group_size=2, max_tokens=4, evaluate_every=2)
+    rows: list[Row] = []
+    train(
+        config,
+        student,
+        TASKS["sums"],
+        renderer=renderer,
+        advantages=group_relative,
+        record=rows.append,
+        measure=lambda sampler: {"measured": sampler is not None},
+    )
+    assert [row.get("measured") for row in rows] == [True, None, True]
+    assert not any("accuracy" in row for row in rows)
+
+
+def test_a_document_that_is_repeated_is_learned(
+    service: ServiceClient, tiny_folder: Path, base: SamplingClient, tokenizer: Any
+):
+    student = service.create_lora_training_client(str(tiny_folder), rank=4)
+    rows = train_on_examples(
+        SupervisedConfig(steps=8, batch_size=2, learning_rate=1e-2, decay_to=1.0, evaluate_every=8),
+        student,
+        document_examples(repeat("A memo about rivers."), tokenizer),
+        measure=lambda sampler: {},
+        record=lambda row: None,
+    )
+    losses = [row["loss_per_token"] for row in rows[:-1]]
+    assert losses[-1] < 0.5 * losses[0]
+    [example] = islice(document_examples(repeat("A memo about rivers."), tokenizer), 1)
+    assert example.mask[1:].sum() == np.float32(len(example.tokens) - 1)
+
+
+def test_thoughts_before_an_answer_are_not_part_of_the_reply(
+    base: SamplingClient, renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+):
+    problems = CHAT.held_out(1)
+    [said] = greedy_replies(base, problems, renderer=renderer, max_tokens=6)
+    marker = said[2:5]
+    monkeypatch.setattr("cookbook.evaluation.END_OF_THOUGHT", marker)
+    [reply] = greedy_replies(base, problems, renderer=renderer, max_tokens=6)
+    assert said.endswith(reply)
+    assert marker not in reply
