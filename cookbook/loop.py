@@ -29,6 +29,7 @@ from cookbook.metrics import Row, without_not_finite
 from cookbook.renderers import Renderer
 from cookbook.rollouts import Group, Task, derive_seed, rollout
 from cookbook.teachers import Teacher
+from cookbook.work import Work, as_row, sampling_of, training_of
 from tinkerlite import SamplingClient, TrainingClient
 from tinkerlite.types import AdamParams, Datum, ForwardBackwardOutput, OptimStepResponse
 
@@ -91,7 +92,8 @@ def train(
         task: problems and grader.
         renderer: lays prompts out for the student.
         advantages: what to learn from a batch of rollouts. The only thing RL and OPD disagree on.
-        teacher: measured against at every `kl_every` steps. Measuring changes nothing that trains.
+        teacher: measured against at every `kl_every` steps. Measuring changes nothing that trains. What
+            `advantages` lets it score is counted as work.
         record: called with each row as soon as it is known.
         start: the evaluation of step 0, if it has been made already.
         measure: figures of an evaluated step, in place of accuracy on the task's held-out problems.
@@ -121,8 +123,12 @@ def train(
             )
         row |= rollout_figures(groups)
         if not is_last:
+            scored_before = teacher.work if teacher else Work()
             with clock.phase("advantages"):
                 values = advantages(groups)
+            scored = teacher.work - scored_before if teacher else Work()
+            phases = {"sampling": sampling_of(groups), "scoring": scored, "training": training_of(groups)}
+            row["work"] = as_row(phases)
             with clock.phase("training"):
                 row |= advantage_figures(values)
                 row |= staleness_figures(groups, step)

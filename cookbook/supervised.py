@@ -7,7 +7,7 @@ and evaluation with `loop`, and nothing else.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -18,6 +18,7 @@ from cookbook.loop import Measure, Record, accuracy_measure, decayed, finish_row
 from cookbook.metrics import Row
 from cookbook.renderers import Message, RenderedExample, Renderer
 from cookbook.rollouts import Problem, Task
+from cookbook.work import Work, as_row, sampling, total, training
 from tinkerlite import TrainingClient
 
 
@@ -113,9 +114,19 @@ def _update(student: TrainingClient, examples: list[RenderedExample], learning_r
     trained = sum(float(example.mask[1:].sum()) for example in examples)
     return {
         "loss_per_token": output.metrics["loss:sum"] / trained,
+        "work": as_row(_work(examples)),
         "learning_rate": learning_rate,
         "tokens_per_second": sum(len(e.tokens) for e in examples) / (time.monotonic() - started),
         **{f"optimizer_{name}": value for name, value in (stepped.metrics or {}).items()},
+    }
+
+
+def _work(examples: Sequence[RenderedExample]) -> dict[str, Work]:
+    """Training on them, and what it took whoever wrote the answers, each after its own prompt."""
+    sizes = [(len(example.tokens), int(example.mask[1:].sum())) for example in examples]
+    return {
+        "data": total(sampling(length - answer, [answer]) for length, answer in sizes),
+        "training": total(training(length - 1, answer) for length, answer in sizes),
     }
 
 

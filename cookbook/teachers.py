@@ -13,6 +13,7 @@ import numpy as np
 from cookbook.datums import Floats
 from cookbook.renderers import Renderer, Tokenizer, token_map_hash
 from cookbook.rollouts import Group, Problem
+from cookbook.work import Work, scoring, total
 from tinkerlite import CapabilityError, SamplingClient
 from tinkerlite.types import ModelInput
 
@@ -40,6 +41,8 @@ class Teacher:
         check_same_vocabulary(student_tokenizer, sampler.get_tokenizer())
         self._sampler = sampler
         self._renderer = renderer
+        self.work = Work()
+        """What it has been asked to score so far, remembered batches not counted again."""
         self._scored: list[Group] = []
         self._scores: list[list[Floats]] = []
 
@@ -81,6 +84,11 @@ class Teacher:
 
     def _compute(self, groups: Sequence[Group]) -> list[list[Floats]]:
         prompts = [self.prompt(group.problem, group.trajectories[0].prompt_tokens) for group in groups]
+        self.work += total(
+            scoring(len(prompt) + len(trajectory.completion_tokens))
+            for group, prompt in zip(groups, prompts, strict=True)
+            for trajectory in group.trajectories
+        )
         scores = iter(
             self.score_after(
                 [

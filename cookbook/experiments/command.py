@@ -1,0 +1,98 @@
+"""The command of every experiment: `python -m cookbook.experiments.NAME --size small --seeds 0 1 2`."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cookbook.experiments.experiment import Bench, Experiment, Size
+from cookbook.experiments.pages import write_figure, write_pages
+from cookbook.experiments.results import load_results, result_file, writing
+from cookbook.runs import connect
+from cookbook.server_process import running_server
+from tinkerlite import ServiceClient
+
+
+def main(experiment: Experiment[Any], argv: Sequence[str] | None = None) -> int:
+    """Run the seeds that the command line names, then make tables and figure; returns an exit status."""
+    given = _parse(experiment, argv)
+    out: Path = given.out or default_out(experiment, given.size)
+    console = Console(highlight=False)
+    if not given.no_run:
+        for seed in given.seeds:
+            console.rule(f"{experiment.number} {experiment.title}: {given.size}, seed {seed}")
+            with tempfile.TemporaryDirectory() as scratch:
+                _run(experiment, given.size, seed, given.base_url, Path(scratch), out, console)
+            console.print(f"results: {result_file(out, given.size, seed)}")
+    results = load_results(experiment, given.size, out)
+    if not results:
+        console.print(f"no results of size {given.size} in {out}")
+        return 1
+    console.print(experiment.tables(results), markup=False, soft_wrap=True)
+    for bar in experiment.bars(results):
+        console.print(f"{bar.claim}: {bar.measured}", markup=False, soft_wrap=True)
+    if out == experiment.folder / "results":
+        write_pages([experiment])
+    else:
+        console.print(f"figure: {write_figure(experiment, results, out)}")
+    return 0
+
+
+def run_seed(
+    experiment: Experiment[Any],
+    size: Size,
+    seed: int,
+    service: ServiceClient,
+    models: Sequence[str],
+    out: Path,
+    console: Console,
+) -> None:
+    """One seed on a server that runs and offers the models."""
+    with writing(experiment, size, seed, out) as metrics:
+        bench = Bench(service=service, models=models, seed=seed, metrics=metrics, console=console)
+        experiment.run(bench, experiment.sizes[size])
+
+
+def default_out(experiment: Experiment[Any], size: Size) -> Path:
+    """The experiment's own results; a smoke run's mean nothing, and go to runs/."""
+    return (
+        Path("runs") / "experiments" / experiment.name if size == "smoke" else experiment.folder / "results"
+    )
+
+
+def _run(
+    experiment: Experiment[Any],
+    size: Size,
+    seed: int,
+    base_url: str | None,
+    scratch: Path,
+    out: Path,
+    console: Console,
+) -> None:
+    models = experiment.models(experiment.sizes[size], scratch / "models")
+    server = (
+        nullcontext(base_url)
+        if base_url
+        else running_server(models, scratch / "server", out / f"{size}-server.log")
+    )
+    with server as url, connect(url) as service:
+        run_seed(experiment, size, seed, service, models, out, console)
+
+
+def _parse(experiment: Experiment[Any], argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m cookbook.experiments.{experiment.name}",
+        description=f"{experiment.number}: {experiment.title}. {experiment.claim}",
+    )
+    parser.add_argument("--size", choices=list(experiment.sizes), default="small", help="setting [small]")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run each [0]")
+    parser.add_argument("--base-url", help="a server that offers the models, instead of one started here")
+    parser.add_argument("--out", type=Path, help="folder of the result files [the experiment's own results/]")
+    parser.add_argument("--no-run", action="store_true", help="only show what the results that are there say")
+    return parser.parse_args(argv)

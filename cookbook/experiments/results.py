@@ -1,0 +1,94 @@
+"""Result files: one JSONL a seed and size, a header first, put in place only when the run is complete."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from cookbook.experiments.experiment import Experiment, Result, Size
+from cookbook.machine import hardware
+from cookbook.metrics import MetricsFile, read_metrics
+
+HEADER = "header"
+"""The run's name in the first row of a file, and `END` in its last."""
+END = "end"
+
+
+def result_file(folder: Path, size: Size, seed: int) -> Path:
+    """Where the results of a seed are."""
+    return folder / f"{size}-seed-{seed}.jsonl"
+
+
+@contextmanager
+def writing(
+    experiment: Experiment[Any], size: Size, seed: int, folder: Path
+) -> Generator[MetricsFile, None, None]:
+    """A metrics file with its header, which takes its place when the block ends well.
+
+    A run that fails or is interrupted leaves its rows in NAME.part, and earlier results as they were.
+    """
+    path = result_file(folder, size, seed)
+    part = path.with_suffix(".part")
+    started = time.monotonic()
+    with MetricsFile(part) as metrics:
+        metrics.write(
+            {
+                "run": HEADER,
+                "experiment": experiment.number,
+                "size": size,
+                "command": f"python -m cookbook.experiments.{experiment.name} --size {size} --seeds {seed}",
+                "hardware": hardware(),
+                "python": platform.python_version(),
+                "torch": _version("torch"),
+                "setting": asdict(experiment.sizes[size]),
+            }
+        )
+        yield metrics
+        metrics.write({"run": END, "seconds": time.monotonic() - started})
+    part.replace(path)
+
+
+def load_results(experiment: Experiment[Any], size: Size, folder: Path | None = None) -> list[Result]:
+    """All complete results of a size, by seed. A folder stands for the experiment's own."""
+    own = folder or experiment.folder / "results"
+    files = own.glob(f"{size}-seed-*.jsonl")
+    return sorted((_load(file) for file in files), key=lambda result: result.seed)
+
+
+def check_one_setting(results: Sequence[Result]) -> None:
+    """Seeds are averaged only if they differ in nothing else.
+
+    Raises:
+        ValueError: two results have different settings.
+    """
+    for other in results[1:]:
+        if other.header["setting"] != results[0].header["setting"]:
+            raise ValueError(
+                f"seeds {results[0].seed} and {other.seed} of {results[0].header['experiment']} were run "
+                "with different settings; run one of them again"
+            )
+
+
+def _load(file: Path) -> Result:
+    header, *rows, end = read_metrics(file)
+    if header["run"] != HEADER or end["run"] != END:
+        sys.exit(
+            f"{file} is not a complete result file: "
+            f"it begins with {header['run']!r} and ends with {end['run']!r}"
+        )
+    seed = int(file.stem.rpartition("-")[2])
+    return Result(seed=seed, header=header | {"seconds": end["seconds"]}, rows=rows)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a server elsewhere has it
+        return None

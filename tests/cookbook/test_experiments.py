@@ -1,0 +1,199 @@
+"""The frame of the experiments: every one runs at its smoke size, and pages say what result files say."""
+
+import io
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from cookbook.experiments import all_experiments
+from cookbook.experiments.command import run_seed
+from cookbook.experiments.experiment import Bar, Experiment, Result
+from cookbook.experiments.pages import (
+    DIGEST,
+    RESULTS_PAGE,
+    SHOWN_SIZES,
+    digest,
+    readme_block,
+    results_page,
+    shown_block,
+    write_figure,
+)
+from cookbook.experiments.results import check_one_setting, load_results, result_file, writing
+from cookbook.experiments.scratch import ScratchModel, byte_tokenizer
+from cookbook.experiments.statistics import estimate, percent
+from tinkerlite import ServiceClient
+from tinkerlite.types import ModelInput
+
+ROOT = Path(__file__).parent.parent.parent
+EXPERIMENTS = all_experiments()
+by_name = pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
+
+
+@by_name
+def test_the_smoke_size_of_every_experiment_runs_and_yields_tables_bars_and_a_figure(
+    experiment: Experiment[Any], tmp_path: Path
+):
+    models = experiment.models(experiment.sizes["smoke"], tmp_path / "models")
+    console = Console(file=io.StringIO())
+    with ServiceClient(base_url=f"local://{','.join(models)}") as service:
+        run_seed(experiment, "smoke", 0, service, models, tmp_path, console)
+    results = load_results(experiment, "smoke", tmp_path)
+    assert [result.seed for result in results] == [0]
+    assert experiment.tables(results).startswith("|")
+    assert experiment.bars(results)
+    assert write_figure(experiment, results, tmp_path).stat().st_size > 1000
+
+
+@by_name
+def test_every_experiment_has_a_readme_with_its_parts_and_the_tables_of_its_results(
+    experiment: Experiment[Any],
+):
+    text = (experiment.folder / "README.md").read_text(encoding="utf-8")
+    assert text.startswith(f"# {experiment.number}: ")
+    for part in (
+        "**Claim.**",
+        "**Set-up.**",
+        "**Command.**",
+        "**What you should see.**",
+        "## Where it differs",
+    ):
+        assert part in text, f"{experiment.name}: no {part}"
+    assert f"python -m cookbook.experiments.{experiment.name} --size small" in text
+    assert shown_block(experiment) == readme_block(experiment), "run `python -m cookbook.experiments pages`"
+
+
+@by_name
+def test_every_figure_was_made_from_the_results_beside_it(experiment: Experiment[Any]):
+    for size in SHOWN_SIZES:
+        figure = experiment.folder / f"figure-{size}.png"
+        results = load_results(experiment, size) if size in experiment.sizes else []
+        assert figure.exists() == bool(results)
+        if results:
+            with Image.open(figure) as image:
+                assert image.info[DIGEST] == digest(results), "run `python -m cookbook.experiments pages`"
+
+
+def test_the_results_page_is_made_from_the_committed_results():
+    assert RESULTS_PAGE.read_text(encoding="utf-8") == results_page(), (
+        "run `python -m cookbook.experiments pages`"
+    )
+
+
+def test_the_list_names_every_experiment():
+    listed = subprocess.run(
+        [sys.executable, "-m", "cookbook.experiments"], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    for experiment in EXPERIMENTS:
+        assert experiment.number in listed
+
+
+def test_the_command_starts_a_server_runs_its_seeds_and_says_where_everything_is(tmp_path: Path):
+    command = [sys.executable, "-m", "cookbook.experiments.rl_teacher", "--size", "smoke", "--seeds", "3"]
+    ended = subprocess.run(
+        [*command, "--out", str(tmp_path)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    [result] = load_results(experiment_named("rl_teacher"), "smoke", tmp_path)
+    assert result.seed == 3
+    assert result.header["command"] == "python -m cookbook.experiments.rl_teacher --size smoke --seeds 3"
+    assert (tmp_path / "figure-smoke.png").exists()
+    assert "figure-smoke.png" in ended.stdout.replace("\n", "")
+
+
+# ---- result files ----
+
+
+def experiment_named(name: str) -> Experiment[Any]:
+    return next(experiment for experiment in EXPERIMENTS if experiment.name == name)
+
+
+def test_results_are_in_place_only_once_they_are_complete(tmp_path: Path):
+    experiment = experiment_named("rl_teacher")
+
+    def write(value: int, *, fail: bool) -> None:
+        with writing(experiment, "smoke", 0, tmp_path) as metrics:
+            metrics.write({"run": "rl", "value": value})
+            if fail:
+                raise KeyboardInterrupt
+
+    write(1, fail=False)
+    with pytest.raises(KeyboardInterrupt):
+        write(2, fail=True)
+    [result] = load_results(experiment, "smoke", tmp_path)
+    assert [row["value"] for row in result.of("rl")] == [1]
+    assert result.header["setting"]["rank"] == 4
+    assert result.header["seconds"] >= 0
+    assert result_file(tmp_path, "smoke", 0).with_suffix(".part").exists()
+
+
+def test_seeds_of_different_settings_are_not_averaged():
+    one = Result(seed=0, header={"experiment": "E4", "setting": {"rank": 4}}, rows=[])
+    check_one_setting([one, replace(one, seed=1)])
+    with pytest.raises(ValueError, match="seeds 0 and 1 of E4 were run with different settings"):
+        check_one_setting([one, replace(one, seed=1, header={"experiment": "E4", "setting": {"rank": 8}})])
+
+
+def test_a_run_that_is_not_there_is_answered_with_those_that_are():
+    with pytest.raises(KeyError, match=r"no run 'sft' in these results; there are \['opd', 'rl'\]"):
+        Result(seed=0, header={}, rows=[{"run": "rl"}, {"run": "opd"}]).of("sft")
+
+
+def test_an_experiment_without_results_is_shown_as_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    experiment = replace(experiment_named("rl_teacher"), name="nowhere", bars=never)
+    monkeypatch.setattr("cookbook.experiments.pages.all_experiments", lambda: [experiment])
+    page = results_page()
+    assert re.search(r"\| \[E4\]\(#e4-[\w-]+\) \| RL makes a teacher.* \| not run yet \| \|", page)
+    assert (
+        "**Small**: not run yet (`python -m cookbook.experiments.nowhere --size small --seeds 0 1 2`)."
+        in page
+    )
+
+
+def never(results: Any) -> list[Bar]:
+    raise AssertionError("there is nothing to measure")
+
+
+# ---- estimates ----
+
+
+def test_an_estimate_has_the_interval_of_students_t():
+    three = estimate([1.0, 2.0, 3.0])
+    assert three.mean == 2.0
+    assert three.half == pytest.approx(4.303 / np.sqrt(3), rel=1e-3)
+    assert estimate([0.5]).text(percent) == "50.0%"
+    assert estimate([0.5, 0.5]).text(percent) == "50.0% ± 0.0%"
+    with pytest.raises(ValueError):
+        estimate([])
+
+
+# ---- models from scratch ----
+
+
+@pytest.mark.parametrize("text", ["2 + 2 =", "größer: 𝄞\n", "<|im_start|>user\nhi<|im_end|>\n"])
+def test_the_byte_tokenizer_round_trips_any_text(text: str):
+    tokenizer = byte_tokenizer()
+    encoded = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(encoded.ids, skip_special_tokens=False) == text
+    if "<|" not in text:
+        assert len(encoded.ids) == len(text.encode())
+
+
+def test_models_from_scratch_share_a_tokenizer_and_start_from_near_uniform_guesses(tmp_path: Path):
+    small = ScratchModel(hidden=32, layers=2, heads=2, intermediate=64).write(tmp_path / "small", seed=0)
+    large = ScratchModel(hidden=64, layers=3, heads=4, intermediate=96).write(tmp_path / "large", seed=0)
+    assert Path(small, "tokenizer.json").read_bytes() == Path(large, "tokenizer.json").read_bytes()
+    with ServiceClient(base_url=f"local://{small},{large}") as service:
+        for model in (small, large):
+            sampler = service.create_sampling_client(base_model=model)
+            tokens = sampler.get_tokenizer().encode("Any text at all.")
+            scores = sampler.compute_logprobs(ModelInput.from_ints(tokens)).result()[1:]
+            assert np.mean([score for score in scores if score is not None]) == pytest.approx(
+                -np.log(259), abs=0.3
+            )
