@@ -46,7 +46,7 @@ class ModelShape:
     intermediate: int
     vocabulary: int
     rank: int = 0
-    """Of a LoRA adapter on every matrix of the layers; 0 if there is none."""
+    """Of a LoRA adapter on every matrix, the unembedding included; 0 if there is none."""
     trains_adapter: bool = True
     """Only the adapter is trained; otherwise all weights are."""
 
@@ -68,9 +68,14 @@ class ModelShape:
         return self.hidden * self.vocabulary
 
     @property
-    def adapter(self) -> int:
-        """Parameters of the LoRA adapter."""
+    def trunk_adapter(self) -> int:
+        """Parameters of the LoRA adapter of the layers."""
         return self.layers * self.rank * sum(m + n for m, n in self.matrices)
+
+    @property
+    def unembedding_adapter(self) -> int:
+        """Parameters of the LoRA adapter of the unembedding."""
+        return self.rank * (self.hidden + self.vocabulary)
 
     @classmethod
     def from_config(
@@ -115,18 +120,26 @@ class ModelShape:
 
 def forward_flops(shape: ModelShape, work: Work) -> float:
     """Operations of reading tokens, with logits where they are wanted."""
-    weights = 2.0 * (shape.trunk + shape.adapter) * work.tokens
-    return weights + 2.0 * shape.unembedding * work.logits + _attention(shape, work)
+    layers = 2.0 * (shape.trunk + shape.trunk_adapter) * work.tokens
+    logits = 2.0 * (shape.unembedding + shape.unembedding_adapter) * work.logits
+    return layers + logits + _attention(shape, work)
 
 
 def training_flops(shape: ModelShape, work: Work) -> float:
     """Operations of one forward and one backward pass."""
-    activations = 2.0 * (shape.trunk + shape.adapter) * work.tokens + 2.0 * shape.unembedding * work.trained
+    activations = _backward(
+        shape.trunk + shape.trunk_adapter, shape.unembedding + shape.unembedding_adapter, work
+    )
     if shape.trains_adapter:
-        weights = 2.0 * shape.adapter * work.tokens
+        weights = _backward(shape.trunk_adapter, shape.unembedding_adapter, work)
     else:
-        weights = 2.0 * shape.trunk * work.tokens + 2.0 * shape.unembedding * work.trained
-    return forward_flops(shape, work) + activations + 2 * _attention(shape, work) + weights
+        weights = _backward(shape.trunk, shape.unembedding, work)
+    return forward_flops(shape, work) + activations + weights + 2 * _attention(shape, work)
+
+
+def _backward(trunk: int, unembedding: int, work: Work) -> float:
+    """One product for each parameter: at every token in the layers, above them where gradients start."""
+    return 2.0 * (trunk * work.tokens + unembedding * work.trained)
 
 
 def _attention(shape: ModelShape, work: Work) -> float:

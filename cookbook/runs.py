@@ -16,8 +16,9 @@ from rich.console import Console
 
 from cookbook.command_line import parse
 from cookbook.guards import RunStopped
+from cookbook.ledger import ModelShape, UnknownShape, ledger, print_ledger
 from cookbook.loop import Record, TrainConfig
-from cookbook.metrics import MetricsFile, Row
+from cookbook.metrics import MetricsFile, Row, read_metrics
 from cookbook.renderers import RENDERERS, Renderer, RendererError, Tokenizer
 from cookbook.rollouts import Task
 from cookbook.supervised import SupervisedConfig
@@ -113,6 +114,8 @@ def open_supervised_run(
             stopping_with_reason(),
         ):
             yield SupervisedRun(config, student, task, renderer, record)
+        # As if a model of the student's own size had to write the task's answers.
+        _print_cost(_folder(setup, name), student, setup.model, service)
         _save(student, name)
 
 
@@ -141,6 +144,7 @@ def open_on_policy_run(
         ):
             graded = with_format_credit(task) if compared.format_credit else task
             yield OnPolicyRun(config, student, graded, renderer, teacher, record)
+        _print_cost(_folder(setup, name), student, compared.teacher or setup.model, service)
         _save(student, name)
 
 
@@ -213,6 +217,31 @@ def stopping_with_reason() -> Generator[None, None, None]:
         yield
     except RunStopped as stopped:
         raise SystemExit(f"stopped at {stopped}") from stopped
+
+
+def _print_cost(folder: Path, student: TrainingClient, teacher: str, service: ServiceClient) -> None:
+    """The floating-point operations of a run by phase, where the models' shapes are known."""
+    rows = read_metrics(folder / "metrics.jsonl")
+    info = student.get_info()
+    try:
+        student_shape = ModelShape.of_tokenizer(
+            student.get_tokenizer(), rank=info.lora_rank or 0, trains_adapter=info.is_lora is not False
+        )
+        teacher_shape = ModelShape.of_tokenizer(
+            open_sampler(service, teacher).get_tokenizer(), rank=_rank_of(teacher, service)
+        )
+    except UnknownShape as unknown:
+        print(f"operations     not counted: {unknown}")
+        return
+    print_ledger({folder.name: ledger(rows, student_shape, teacher_shape)}, Console(highlight=False))
+
+
+def _rank_of(model: str, service: ServiceClient) -> int:
+    """Of the adapter in saved weights; a base model has none."""
+    if not model.startswith("tinker://"):
+        return 0
+    info = service.create_rest_client().get_weights_info_by_tinker_path(model).result()
+    return info.lora_rank or 0
 
 
 def _save(student: TrainingClient, name: str) -> None:

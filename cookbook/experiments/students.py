@@ -17,6 +17,7 @@ from cookbook.runs import choose
 from cookbook.supervised import SupervisedConfig
 from cookbook.tasks import TASKS
 from tinkerlite import SamplingClient, ServiceClient, TrainingClient
+from tinkerlite.types import ModelInput, SamplingParams
 
 TrainingConfig = TypeVar("TrainingConfig", TrainConfig, SupervisedConfig)
 
@@ -71,14 +72,14 @@ def with_flops(
     return [(row, ledger(rows, student, teacher, until=row["step"])) for row in evaluated(rows)]
 
 
-def first_reaching(rows: Sequence[Row], target: float) -> Row | None:
-    """The first evaluated row with at least this accuracy."""
-    return next((row for row in evaluated(rows) if row["accuracy"] >= target), None)
-
-
-def questions(problems: Sequence[Problem]) -> list[str]:
-    """What the user asks in each."""
-    return [problem.messages[-1]["content"] for problem in problems]
+def greedy_replies(
+    sampler: SamplingClient, problems: Sequence[Problem], *, renderer: Renderer, max_tokens: int
+) -> list[str]:
+    """The likeliest reply to each problem, as text."""
+    greedy = SamplingParams(max_tokens=max_tokens, temperature=0.0, stop=renderer.stop_tokens)
+    prompts = [ModelInput.from_ints(renderer.generation_prompt(problem.messages)) for problem in problems]
+    pending = [sampler.sample(prompt, num_samples=1, sampling_params=greedy) for prompt in prompts]
+    return [renderer.parse(future.result().sequences[0].tokens).text for future in pending]
 
 
 def shapes_in(rows: Sequence[Row]) -> dict[str, ModelShape]:

@@ -51,7 +51,7 @@ def test_the_parameters_of_smollm2_are_as_many_as_its_name_says():
     }
     shape = ModelShape.from_config(config, rank=32)
     assert shape.trunk + shape.unembedding == pytest.approx(134.5e6, rel=0.01)
-    assert shape.adapter == 30 * 32 * (2 * 1152 + 2 * 768 + 3 * 2112)
+    assert shape.trunk_adapter == 30 * 32 * (2 * 1152 + 2 * 768 + 3 * 2112)
 
 
 def test_a_config_of_another_kind_is_refused_by_what_it_lacks():
@@ -95,7 +95,9 @@ def test_training_an_adapter_leaves_out_the_gradients_of_frozen_weights():
         training_flops(replace(TINY, rank=0, trains_adapter=False), step),
     )
     assert full - frozen == 2 * 20 * TINY.trunk + 2 * 5 * TINY.unembedding
-    assert training_flops(TINY, step) - frozen == 6 * 20 * TINY.adapter
+    assert training_flops(TINY, step) - frozen == (
+        6 * 20 * TINY.trunk_adapter + (2 * 20 + 4 * 5) * TINY.unembedding_adapter
+    )
 
 
 def test_works_add_up_and_survive_a_file():
@@ -117,7 +119,7 @@ def by_hand_forward(length: int, logits: int, *, start: int = 0) -> float:
             for rows, columns in LAYER:
                 flops += 2 * rows * columns + 2 * RANK * (rows + columns)
             flops += 2 * 2 * 4 * 16 * (place + 1)
-    return flops + 2 * 64 * 512 * logits
+    return flops + (2 * 64 * 512 + 2 * RANK * (64 + 512)) * logits
 
 
 def by_hand_training(length: int, trained: int) -> float:
@@ -128,7 +130,7 @@ def by_hand_training(length: int, trained: int) -> float:
             for rows, columns in LAYER:
                 flops += 2 * rows * columns + 2 * RANK * (rows + columns) + 2 * RANK * (rows + columns)
             flops += 2 * 2 * 2 * 4 * 16 * (place + 1)
-    return flops + 2 * 64 * 512 * trained
+    return flops + (2 * 64 * 512 + 2 * 2 * RANK * (64 + 512)) * trained
 
 
 def by_hand(groups: Sequence[Group], *, teacher: bool) -> Ledger:

@@ -211,7 +211,14 @@ def figure(results: Sequence[Result]) -> Figure:
 
 
 SMOKE = TrainConfig(
-    steps=1, prompts_per_step=2, group_size=2, max_tokens=4, evaluate_every=1, held_out=2, decay_to=1.0
+    steps=1,
+    prompts_per_step=2,
+    group_size=2,
+    max_tokens=4,
+    evaluate_every=1,
+    held_out=2,
+    decay_to=1.0,
+    stop_when_collapsed=False,
 )
 
 EXPERIMENT = Experiment(
@@ -242,6 +249,7 @@ EXPERIMENT = Experiment(
                 group_size=4,
                 max_tokens=4,
                 evaluate_every=2,
+                stop_when_collapsed=False,
                 learning_rate=3e-4,
             ),
             opd=TrainConfig(
@@ -250,6 +258,7 @@ EXPERIMENT = Experiment(
                 group_size=4,
                 max_tokens=4,
                 evaluate_every=1,
+                stop_when_collapsed=False,
                 learning_rate=1e-3,
             ),
             kl_clip=5.0,

@@ -1,0 +1,289 @@
+"""E5. One prompt is enough to copy most of a teacher.
+
+A teacher is made by supervised fine-tuning. Two students are distilled from it with as many rollouts: one on
+new problems at every step, one on a single problem throughout. What the second knows afterwards is asked on
+problems that it has never seen, where a memorised answer would be the same everywhere, and wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import repeat
+from typing import TYPE_CHECKING
+
+from cookbook.advantages import reverse_kl
+from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
+from cookbook.experiments.figures import COLOURS, as_percent, curves, panels
+from cookbook.experiments.scratch import ScratchModel
+from cookbook.experiments.statistics import estimate, percent
+from cookbook.experiments.students import (
+    BaseModel,
+    base_models,
+    evaluated,
+    fresh_student,
+    greedy_replies,
+    renderer_of,
+    saved_sampler,
+    seeded,
+    task_named,
+)
+from cookbook.loop import TrainConfig, train
+from cookbook.rollouts import Grade, Problem, Task
+from cookbook.supervised import SupervisedConfig, train_supervised
+from cookbook.table import SUPERVISED_COLUMNS
+from cookbook.teachers import Teacher
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BAR = 0.9
+"""Share of the teacher's gain over the base model that one prompt has to bring."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnePromptSetting:
+    """Everything that changes the result."""
+
+    model: BaseModel
+    """Base model of teacher and students."""
+    task: str
+    """What the teacher is taught."""
+    rank: int
+    """Of all LoRA adapters."""
+    teacher: SupervisedConfig
+    """How the teacher is made."""
+    one: TrainConfig
+    """Distillation on one prompt: prompts_per_step is 1."""
+    many: TrainConfig
+    """Distillation on new prompts at every step, with as many rollouts."""
+    kl_clip: float | None
+    """Largest per-token KL that counts, in nats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneProblem:
+    """A task that trains on a single one of its problems, and is examined on all others."""
+
+    task: Task
+    """Where the problem and the held-out ones come from."""
+
+    @property
+    def name(self) -> str:
+        """Of the task, with what was done to it."""
+        return f"one-{self.task.name}"
+
+    def training_problems(self, seed: int) -> Iterator[Problem]:
+        """The first problem of this seed, for ever."""
+        return repeat(next(self.task.training_problems(seed)))
+
+    def held_out(self, count: int) -> list[Problem]:
+        """Those of the task."""
+        return self.task.held_out(count)
+
+    def grade(self, problem: Problem, reply: str) -> Grade:
+        """As the task does."""
+        return self.task.grade(problem, reply)
+
+
+def run(bench: Bench, setting: OnePromptSetting) -> None:
+    """A teacher, then two students."""
+    [model] = bench.models
+    task = task_named(setting.task)
+    trainer = fresh_student(bench.service, model, setting.rank, bench.seed)
+    renderer = renderer_of(trainer)
+    with bench.record("teacher", SUPERVISED_COLUMNS) as record:
+        train_supervised(seeded(setting.teacher, bench.seed), trainer, task, renderer=renderer, record=record)
+    sampler = saved_sampler(bench.service, trainer, "teacher")
+    teacher = Teacher(sampler, trainer.get_tokenizer())
+    only = next(OneProblem(task=task).training_problems(bench.seed))
+    held_out = task.held_out(setting.one.held_out)
+    samplers = {"teacher": sampler}
+    for name, config, problems in (
+        ("one", setting.one, OneProblem(task=task)),
+        ("many", setting.many, task),
+    ):
+        student = fresh_student(bench.service, model, setting.rank, bench.seed)
+        with bench.record(name) as record:
+            train(
+                seeded(config, bench.seed),
+                student,
+                problems,
+                renderer=renderer,
+                advantages=reverse_kl(teacher, clip=setting.kl_clip),
+                teacher=teacher,
+                record=record,
+            )
+        samplers[name] = student.save_weights_and_get_sampling_client()
+    for name, each in samplers.items():
+        replies = greedy_replies(each, held_out, renderer=renderer, max_tokens=setting.one.max_tokens)
+        bench.note(
+            f"answers of {name}",
+            prompt=only.messages[-1]["content"],
+            distinct=len(set(replies)),
+            distinct_right=len({problem.answer for problem in held_out}),
+            the_only_answer=sum(reply.strip() == only.answer for reply in replies),
+            asked=len(replies),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seed:
+    """What one seed says."""
+
+    base: float
+    teacher: float
+    one: float
+    many: float
+
+    def share(self, student: str) -> float | None:
+        """Of the teacher's gain; None if the teacher gained nothing."""
+        gain = self.teacher - self.base
+        return (getattr(self, student) - self.base) / gain if gain > 0 else None
+
+
+def figures_of(result: Result) -> Seed:
+    """Accuracies before and after."""
+    last = {run: evaluated(result.of(run))[-1]["accuracy"] for run in ("teacher", "one", "many")}
+    return Seed(base=evaluated(result.of("teacher"))[0]["accuracy"], **last)
+
+
+def tables(results: Sequence[Result]) -> str:
+    """One row a seed."""
+    columns = (
+        "seed",
+        "the prompt",
+        "base",
+        "teacher",
+        "one prompt",
+        "share of the gain",
+        "many prompts",
+        "distinct answers: one / teacher / right",
+        "gave the prompt's answer",
+    )
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for result in results:
+        seed, [answers] = figures_of(result), result.of("answers of one")
+        [of_teacher] = result.of("answers of teacher")
+        share = seed.share("one")
+        cells = (
+            str(result.seed),
+            f"`{answers['prompt']}`",
+            percent(seed.base),
+            percent(seed.teacher),
+            percent(seed.one),
+            "-" if share is None else percent(share),
+            percent(seed.many),
+            f"{answers['distinct']} / {of_teacher['distinct']} / {answers['distinct_right']}",
+            f"{answers['the_only_answer']} of {answers['asked']}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def bars(results: Sequence[Result]) -> list[Bar]:
+    """The share of the gain, and whether answers are still different."""
+    shares = [figures_of(result).share("one") for result in results]
+    known = [share for share in shares if share is not None]
+    mean = estimate(known) if len(known) == len(shares) else None
+    variety = [
+        result.of("answers of one")[0]["distinct"] / result.of("answers of teacher")[0]["distinct"]
+        for result in results
+    ]
+    return [
+        Bar(
+            claim=f"One prompt brings at least {BAR:.0%} of the teacher's gain",
+            measured="a teacher gained nothing" if mean is None else mean.text(percent),
+            holds=None if mean is None else mean.mean >= BAR,
+        ),
+        Bar(
+            claim="Answers to other prompts stay different (at least nine tenths as many as the teacher's)",
+            measured=f"{estimate(variety).text(percent)} as many",
+            holds=estimate(variety).mean >= 0.9,
+        ),
+    ]
+
+
+def figure(results: Sequence[Result]) -> Figure:
+    """Accuracy on other problems, and the KL on the student's own prompts."""
+    drawing, (accuracy, kl) = panels(2)
+    for name, label, colour in (
+        ("one", "one prompt", COLOURS["rl"]),
+        ("many", "many prompts", COLOURS["opd"]),
+    ):
+        rows = [result.of(name) for result in results]
+        curves(
+            accuracy,
+            [[(row["step"], row["accuracy"]) for row in evaluated(seed)] for seed in rows],
+            label=label,
+            colour=colour,
+        )
+        curves(
+            kl,
+            [[(row["step"], row["reverse_kl"]) for row in seed if "reverse_kl" in row] for seed in rows],
+            label=label,
+            colour=colour,
+        )
+    for result in results:
+        accuracy.axhline(figures_of(result).teacher, color=COLOURS["teacher"], linewidth=0.8, linestyle=":")
+    as_percent(accuracy, "accuracy, held out (dotted: teachers)")
+    accuracy.set_xlabel("updates")
+    accuracy.legend(frameon=False)
+    kl.set(xlabel="updates", ylabel="reverse KL on its own prompts, nats per token")
+    return drawing
+
+
+SMOKE = TrainConfig(
+    steps=1,
+    prompts_per_step=1,
+    group_size=4,
+    max_tokens=4,
+    evaluate_every=1,
+    held_out=3,
+    decay_to=1.0,
+    stop_when_collapsed=False,
+)
+SMALL = TrainConfig(
+    steps=20,
+    prompts_per_step=1,
+    group_size=128,
+    max_tokens=8,
+    evaluate_every=4,
+    learning_rate=5e-4,
+    stop_when_collapsed=False,
+)
+
+EXPERIMENT = Experiment(
+    number="E5",
+    name="one_prompt",
+    title="One prompt is enough to copy most of a teacher",
+    claim=(
+        "The post distils its RL teacher with a single random prompt (20 steps of 256 rollouts, 5,120 "
+        "sequences) and about matches the teacher, without collapsing into one memorised answer."
+    ),
+    sizes={
+        "smoke": OnePromptSetting(
+            model=ScratchModel(hidden=32, layers=1, heads=2, intermediate=64),
+            task="number-words",
+            rank=4,
+            teacher=SupervisedConfig(steps=1, batch_size=4, evaluate_every=1, held_out=3, max_tokens=4),
+            one=SMOKE,
+            many=replace(SMOKE, prompts_per_step=2, group_size=2),
+            kl_clip=5.0,
+        ),
+        "small": OnePromptSetting(
+            model="HuggingFaceTB/SmolLM2-135M-Instruct",
+            task="number-words",
+            rank=32,
+            teacher=SupervisedConfig(steps=16, batch_size=32, evaluate_every=16, max_tokens=8),
+            one=SMALL,
+            many=replace(SMALL, prompts_per_step=32, group_size=4),
+            kl_clip=5.0,
+        ),
+    },
+    models=lambda setting, folder: base_models([setting.model], folder),
+    run=run,
+    tables=tables,
+    bars=bars,
+    figure=figure,
+)
