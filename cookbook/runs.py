@@ -46,7 +46,7 @@ class Setup:
     start_from: str = ""
     """Saved training weights (tinker://...) to start from; a fresh adapter if not given."""
     rank: int = 32
-    """Rank of a fresh LoRA adapter."""
+    """Rank of a fresh LoRA adapter; 0 trains all weights instead, at about a tenth of the learning rate."""
     task: str = "sums"
     """One of number-words, larger, largest, sums, sort-letters."""
     renderer: str = "chatml"
@@ -197,6 +197,8 @@ def _folder(setup: Setup, name: str) -> Path:
 def _open_student(service: ServiceClient, setup: Setup, seed: int) -> TrainingClient:
     if setup.start_from:
         return service.create_training_client_from_state(setup.start_from)
+    if setup.rank == 0:
+        return service.create_training_client(setup.model)
     return service.create_lora_training_client(setup.model, rank=setup.rank, seed=seed)
 
 

@@ -10,7 +10,13 @@ from typing import Any
 from tinkerlite.compat import offloaded
 from tinkerlite.config import ClientConfig, environment
 from tinkerlite.connection import Connection
-from tinkerlite.errors import APIStatusError, BadRequestError, InvalidRequest, UnprocessableEntityError
+from tinkerlite.errors import (
+    APIStatusError,
+    BadRequestError,
+    CapabilityError,
+    InvalidRequest,
+    UnprocessableEntityError,
+)
 from tinkerlite.future import APIFuture
 from tinkerlite.polling import ResultType
 from tinkerlite.rest_client import RestClient
@@ -124,6 +130,39 @@ class ServiceClient:
             **({"user_metadata": user_metadata} if user_metadata else {}),
         }
         return self._connection.wait(self._create(body))
+
+    def create_training_client(
+        self,
+        base_model: str,
+        user_metadata: dict[str, str] | None = None,
+        optimizer: OptimizerConfig | None = None,
+    ) -> TrainingClient:
+        """A new training run of all weights of a base model: full fine-tuning.
+
+        The official SDK has no method for this; the protocol does, as a run without a `lora_config`.
+        Its weights are saved, loaded and sampled from as an adapter's are.
+
+        Args:
+            base_model: one of the server's models.
+            user_metadata: kept with the run.
+            optimizer: the optimizer's family, for good; absent, AdamW.
+
+        Raises:
+            APIStatusError, RequestFailedError: the server does not offer that, or has no memory for it.
+            CapabilityError: the server made a LoRA adapter instead.
+        """
+        body = {
+            "base_model": base_model,
+            **({"optimizer_config": optimizer.model_dump()} if optimizer else {}),
+            **({"user_metadata": user_metadata} if user_metadata else {}),
+        }
+        client = self._connection.wait(self._create(body))
+        if client.get_info().is_lora:
+            raise CapabilityError(
+                f"the server trains a LoRA adapter on {base_model!r} where all weights were asked for; "
+                "create_lora_training_client() says of which rank"
+            )
+        return client
 
     def create_training_client_from_state(
         self,
@@ -281,6 +320,7 @@ class ServiceClient:
     # The `tinker` SDK's spellings; see compat.py.
     get_server_capabilities_async = offloaded(get_server_capabilities)
     create_lora_training_client_async = offloaded(create_lora_training_client)
+    create_training_client_async = offloaded(create_training_client)
     create_training_client_from_state_async = offloaded(create_training_client_from_state)
     create_training_client_from_state_with_optimizer_async = offloaded(
         create_training_client_from_state_with_optimizer

@@ -1,8 +1,9 @@
-"""Adapters: which sampler weights are in memory.
+"""Adapters: which sampler weights are in memory, those of full runs included.
 
 A snapshot of a run is in memory only; a run keeps a few, and the least recently used goes for
 good, since a loop that takes one a step would otherwise fill any machine. Saved weights are
 read when they are first sampled from, and again when they come back after having made room.
+Where the engine has no room for weights, those that it could free go first.
 
 Used by the engine's thread alone. Knows neither queues nor HTTP.
 """
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tinkerlite_server.engine.protocols import Engine
-from tinkerlite_server.errors import UnknownName
+from tinkerlite_server.errors import NoRoom, UnknownName
 
 
 class Adapters:
@@ -37,17 +38,22 @@ class Adapters:
         self._loaded: OrderedDict[str, None] = OrderedDict()
 
     def snapshot(self, model_id: str, adapter_id: str) -> list[str]:
-        """Copy a run's weights for the sampler; return the snapshots that had to go."""
-        self._engine.snapshot(model_id, adapter_id)
+        """Copy a run's weights for the sampler; return the snapshots that had to go.
+
+        Raises:
+            NoRoom: there is no room for them, nor anything that could make some.
+        """
         kept = self._snapshots.setdefault(model_id, OrderedDict())
+        dropped = self._with_room(lambda: self._engine.snapshot(model_id, adapter_id), kept)
         kept[adapter_id] = None
-        return self._drop_oldest(kept, self._snapshots_per_run)
+        return dropped + self._drop_oldest(kept, self._snapshots_per_run)
 
     def prepare(self, adapter_id: str, base_model: str, folder: Path | None) -> None:
         """Have an adapter ready to sample from.
 
         Raises:
             UnknownName: it was a snapshot, and is gone.
+            NoRoom: there is no room for it, nor anything that could make some.
         """
         for kept in self._snapshots.values():
             if adapter_id in kept:
@@ -58,7 +64,7 @@ class Adapters:
             return
         if folder is None:
             raise UnknownName(f"the weights of sampling session {adapter_id!r} were let go")
-        self._engine.load_adapter(adapter_id, base_model, folder)
+        self._with_room(lambda: self._engine.load_adapter(adapter_id, base_model, folder), OrderedDict())
         self._loaded[adapter_id] = None
         self._drop_oldest(self._loaded, self._most_loaded)
 
@@ -68,6 +74,27 @@ class Adapters:
             kept.pop(adapter_id, None)
         self._snapshots = {model_id: kept for model_id, kept in self._snapshots.items() if kept}
         self._engine.drop_adapter(adapter_id)
+
+    def _with_room(self, bring: Callable[[], None], own: OrderedDict[str, None]) -> list[str]:
+        """Bring weights into memory; return those of `own`, snapshots of their run, that had to go for it.
+
+        Saved weights go before them, as those can be read again. Other runs' snapshots stay.
+        """
+        dropped: list[str] = []
+        while True:
+            try:
+                bring()
+                return dropped
+            except NoRoom as error:
+                spare = (id_ for id_ in (*self._loaded, *own) if id_ in error.freeable)
+                adapter_id = next((id_ for id_ in spare if not self._is_used(id_)), None)
+                if adapter_id is None:
+                    raise
+            self._engine.drop_adapter(adapter_id)
+            if adapter_id in own:
+                dropped.append(adapter_id)
+            own.pop(adapter_id, None)
+            self._loaded.pop(adapter_id, None)
 
     def _drop_oldest(self, kept: OrderedDict[str, None], most: int) -> list[str]:
         newest = next(reversed(kept))

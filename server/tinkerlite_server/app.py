@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tinkerlite.errors import InvalidRequest
 from tinkerlite_server.engine.protocols import Engine
-from tinkerlite_server.errors import BadRequest, Busy, Forbidden, Gone, ServerError, UnknownName
+from tinkerlite_server.errors import BadRequest, Busy, Forbidden, Gone, NoRoom, ServerError, UnknownName
 from tinkerlite_server.routes import openai, router
 from tinkerlite_server.routes.exchange import reply
 from tinkerlite_server.routes.openai.refusals import error_body
@@ -34,6 +34,7 @@ STATUSES: dict[type[Exception], int] = {
     InvalidRequest: 400,  # what the wire codec and the types refuse
     UnknownName: 404,
     Gone: 410,
+    NoRoom: 400,
     Forbidden: 401,
     Busy: 429,
     ServerError: 500,

@@ -4,7 +4,8 @@
     ├── UserError            the request is wrong; the message says what to change
     │   ├── BadRequest         400
     │   ├── UnknownName        404: no such model, session, run, checkpoint, sampler or request
-    │   └── Gone               410: it was here, and has ended or was let go
+    │   ├── Gone               410: it was here, and has ended or was let go
+    │   └── NoRoom             400: it would not fit beside what is in memory
     ├── Forbidden            401 / 403
     ├── Busy                 429
     └── EngineFailure        running it failed, through no fault of the caller
@@ -41,6 +42,18 @@ class UnknownName(UserError):
 
 class Gone(UserError):
     """Was here, and has ended or was let go."""
+
+
+class NoRoom(UserError):
+    """Would not fit into the memory that it may use, beside what is there already.
+
+    Args:
+        freeable: adapter ids whose weights take part of that memory.
+    """
+
+    def __init__(self, message: str, *, freeable: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.freeable = freeable
 
 
 class Forbidden(ServerError):

@@ -33,10 +33,10 @@ class Operation:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CreateRun(Operation):
-    """Make the run, from a fresh adapter."""
+    """Make the run, from a fresh adapter, or (None) to train all weights."""
 
     base_model: str
-    adapter: AdapterConfig
+    adapter: AdapterConfig | None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

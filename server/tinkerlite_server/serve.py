@@ -15,11 +15,13 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from tinkerlite_server.engine.protocols import EngineLimits
 from tinkerlite_server.errors import ServerError
 from tinkerlite_server.settings import Limits, Settings, is_loopback
 
 DESCRIPTION = """\
-Serve base models to clients of the Tinker protocol: sampling, scoring, and LoRA training.
+Serve base models to clients of the Tinker protocol: sampling, scoring, and training, of LoRA adapters
+or of all weights.
 
 A model is named by its hub id or by a folder. Name several to have a student and its teacher in
 one server. Weights are loaded when they are first used.
@@ -98,6 +100,14 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run losses that clients upload as graphs, within bounds; without it clients run their own",
     )
+    add(
+        "--full-gib",
+        type=float,
+        default=EngineLimits().max_full_bytes / 2**30,
+        metavar="GIB",
+        help="most memory for runs that train all weights, about 20 bytes a parameter; 0 refuses them "
+        "(default: %(default)g)",
+    )
     add("--device", default="auto", help="cpu, cuda or cuda:N (default: cuda where there is one)")
     add(
         "--dtype",
@@ -118,6 +128,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         raise ServerError("an --api-key is empty, which would let in whoever sends none")
     if arguments.max_topk < 0:
         raise ServerError(f"--max-topk is {arguments.max_topk}; it must be 0 (no alternatives) or more")
+    if not arguments.full_gib >= 0:
+        raise ServerError(f"--full-gib is {arguments.full_gib}; it must be 0 (no full fine-tuning) or more")
     settings = Settings(
         data_dir=arguments.data_dir.expanduser(),
         host=arguments.host,
@@ -149,9 +161,10 @@ def _build(arguments: argparse.Namespace, settings: Settings) -> FastAPI:
     from tinkerlite_server.app import create_app
     from tinkerlite_server.engine.catalog import build_catalog
     from tinkerlite_server.engine.local_engine import LocalEngine
-    from tinkerlite_server.engine.protocols import EngineLimits
 
-    limits = EngineLimits(device=arguments.device, dtype=arguments.dtype)
+    limits = EngineLimits(
+        device=arguments.device, dtype=arguments.dtype, max_full_bytes=int(arguments.full_gib * 2**30)
+    )
     return create_app(settings, LocalEngine(build_catalog(arguments.model, limits), limits))
 
 

@@ -253,7 +253,7 @@ class Service:
         digest: bytes,
         operation: Callable[[str], CreateRun | LoadRun],
         *,
-        adapter: AdapterConfig,
+        adapter: AdapterConfig | None,
         user_metadata: dict[str, Any],
     ) -> str:
         """Accept what makes a training run, and register the run."""
@@ -269,7 +269,7 @@ class Service:
         owner: str,
         session_id: str,
         operation: CreateRun | LoadRun,
-        adapter: AdapterConfig,
+        adapter: AdapterConfig | None,
         user_metadata: dict[str, Any],
     ) -> None:
         if self.store.find_run(operation.model_id) is not None:

@@ -47,16 +47,17 @@ class RunRow(Base):
     session_id: Mapped[str] = mapped_column(index=True)
     owner: Mapped[str] = mapped_column(index=True)
     base_model: Mapped[str]
-    adapter: Mapped[dict[str, Any]]
+    adapter: Mapped[dict[str, Any] | None] = mapped_column(JSON, nullable=False)
+    """JSON's null, which is not SQL's, where all weights are trained."""
     created: Mapped[float]
     last_request: Mapped[float]
     ended: Mapped[str | None]
     user_metadata: Mapped[dict[str, Any]]
 
     @property
-    def adapter_config(self) -> AdapterConfig:
-        """The adapter as the engine knows it."""
-        return AdapterConfig(**self.adapter)
+    def adapter_config(self) -> AdapterConfig | None:
+        """The adapter as the engine knows it; None where all weights are trained."""
+        return None if self.adapter is None else AdapterConfig(**self.adapter)
 
 
 class SamplerRow(Base):
@@ -87,7 +88,8 @@ class CheckpointRow(Base):
     kind: Mapped[str]
     name: Mapped[str]
     base_model: Mapped[str]
-    adapter: Mapped[dict[str, Any]]
+    adapter: Mapped[dict[str, Any] | None] = mapped_column(JSON, nullable=False)
+    """As its run's."""
     folder: Mapped[str]
     size_bytes: Mapped[int]
     created: Mapped[float]
@@ -102,6 +104,6 @@ class CheckpointRow(Base):
         return f"tinker://{self.run_id}/{self.kind}/{self.name}"
 
     @property
-    def adapter_config(self) -> AdapterConfig:
-        """The adapter as the engine knows it."""
-        return AdapterConfig(**self.adapter)
+    def adapter_config(self) -> AdapterConfig | None:
+        """The adapter as the engine knows it; None where all weights are trained."""
+        return None if self.adapter is None else AdapterConfig(**self.adapter)

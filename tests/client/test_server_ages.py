@@ -102,6 +102,25 @@ def test_a_server_that_loads_only_into_a_run_gets_the_run_first(
     assert (legacy["path"], legacy["optimizer"]) == (PATH, optimizer)
 
 
+def test_all_weights_are_asked_for_by_leaving_the_adapter_out(
+    server: ScriptedServer, service: tinkerlite.ServiceClient
+):
+    service.create_training_client("tiny", user_metadata={"a": "b"})
+    [made] = [request.json for request in server.sent("create_model")]
+    assert made["base_model"] == "tiny"
+    assert made["user_metadata"] == {"a": "b"}
+    assert "lora_config" not in made
+
+
+def test_an_adapter_is_no_answer_to_who_asked_for_all_weights(
+    server: ScriptedServer, service: tinkerlite.ServiceClient
+):
+    info = {"model_id": "run", "model_data": {"model_name": "tiny"}, "is_lora": True, "lora_rank": 32}
+    server.script("get_info", Answer(body=info), Answer(body=info))
+    with pytest.raises(errors.CapabilityError, match="trains a LoRA adapter on 'tiny'"):
+        service.create_training_client("tiny")
+
+
 def test_weights_that_are_not_there_are_the_error_and_no_run_is_made(
     server: ScriptedServer, service: tinkerlite.ServiceClient
 ):

@@ -6,7 +6,7 @@ import pytest
 
 from tests.server.served import Caller
 from tests.server.toy_engine import ToyEngine
-from tinkerlite_server.errors import EngineFailure
+from tinkerlite_server.errors import EngineFailure, NoRoom
 
 
 def test_a_runs_id_is_made_of_its_session_and_number(caller: Caller):
@@ -42,6 +42,43 @@ def test_info_says_what_a_run_trains(caller: Caller):
     }
 
 
+@pytest.mark.parametrize("config", [{"lora_config": None}, {}])
+def test_a_run_without_lora_config_trains_all_weights(caller: Caller, toy: ToyEngine, config: dict[str, Any]):
+    body = {"session_id": caller.session(), "model_seq_id": 0, "base_model": "toy"} | config
+    model = caller.result(caller.ok("/create_model", **body)["request_id"])["model_id"]
+    assert toy.run(model).adapter is None
+    info = caller.ok("/get_info", model_id=model)
+    assert (info["is_lora"], info["lora_rank"], info["lora_alpha"]) == (False, None, None)
+    run = caller.get(f"/training_runs/{model}").json()
+    assert (run["is_lora"], run["lora_rank"]) == (False, None)
+
+
+def test_a_run_of_all_weights_is_saved_and_loaded_as_one(caller: Caller, toy: ToyEngine):
+    session = caller.session()
+    body = {"session_id": session, "model_seq_id": 0, "base_model": "toy"}
+    model = caller.result(caller.ok("/create_model", **body)["request_id"])["model_id"]
+    caller.forward_backward(model, 1)
+    caller.optim_step(model, 2)
+    path = caller.save(model, 3, "step1")["path"]
+    info = caller.ok("/weights_info", tinker_path=path)
+    assert (info["base_model"], info["is_lora"], info["lora_rank"]) == ("toy", False, None)
+    # Over an adapter, too: a run is then what it has loaded.
+    lora = caller.model(session, 1)
+    answer = caller.ok("/load_weights", model_id=lora, seq_id=1, path=path, optimizer=True)
+    caller.result(answer["request_id"])
+    for each, seq in ((model, 4), (lora, 2)):
+        assert caller.ok("/get_info", model_id=each)["is_lora"] is False
+        assert caller.result(caller.optim_step(each, seq))["metrics"]["step"] == 2.0
+
+
+def test_a_run_that_has_no_room_is_refused_by_its_future(caller: Caller, toy: ToyEngine):
+    session = caller.session()
+    toy.failures["create_run"] = NoRoom("training all weights of 'toy' takes 99 bytes")
+    body = {"session_id": session, "model_seq_id": 0, "base_model": "toy"}
+    request = caller.ok("/create_model", **body)["request_id"]
+    assert caller.failure(request) == ("training all weights of 'toy' takes 99 bytes", "user")
+
+
 def create_body(session: str) -> dict[str, Any]:
     return {"session_id": session, "model_seq_id": 0, "base_model": "toy", "lora_config": {"rank": 4}}
 
@@ -50,7 +87,6 @@ def create_body(session: str) -> dict[str, Any]:
     ("fields", "status", "message"),
     [
         ({"base_model": "nothing"}, 404, "this server has ['teacher', 'toy']"),
-        ({"lora_config": None}, 400, "full fine-tuning is not offered"),
         ({"lora_config": {"rank": 0}}, 400, "lora_config.rank"),
         ({"lora_config": {"rank": -3}}, 400, "lora_config.rank"),
         ({"lora_config": {"rank": 1025}}, 400, "lora_config.rank is 1025; it must be 1 to 1024"),
@@ -159,7 +195,7 @@ def test_a_load_is_run_once_however_often_it_is_sent(caller: Caller, toy: ToyEng
     [
         ({"path": "tinker://x/weights/y"}, 404, "there is no checkpoint"),
         ({"path": "y"}, 400, "tinker://RUN/KIND/NAME"),
-        ({"base_model": "teacher"}, 400, "an adapter fits its own base model alone"),
+        ({"base_model": "teacher"}, 400, "weights fit their own base model alone"),
         ({"model_id": "both"}, 400, "name either session_id"),
         ({"session_id": None}, 400, "name either session_id"),
         ({"model_seq_id": None}, 400, "model_seq_id: Input should be a valid integer"),

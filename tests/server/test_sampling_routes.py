@@ -255,6 +255,29 @@ def test_saved_weights_come_back_after_others_took_their_place_in_memory(toy: To
         assert len(loads) == 4
 
 
+def test_weights_for_which_there_is_no_room_take_that_of_saved_ones_and_then_of_their_own_runs_oldest(
+    caller: Caller, toy: ToyEngine
+):
+    session = caller.session()
+    mine, others = caller.model(session, 0), caller.model(session, 1)
+    saved = caller.sampler(session, 0, model_path=caller.save(mine, 1, "a")["path"])
+    theirs, first = caller.snapshot(others, 1, 1), caller.snapshot(mine, 2, 2)
+    assert caller.sample(saved).sequences
+    toy.most_adapters = 3
+    second = caller.snapshot(mine, 3, 3)  # in place of the saved weights
+    third = caller.snapshot(mine, 4, 4)  # in place of the first
+    for sampler in (theirs, second, third):
+        assert caller.sample(sampler).sequences
+    gone = caller.refused("/asample", status=404, **sample_body(first))
+    assert "the run has since handed over newer weights" in gone
+    # Saved weights do not take the place of snapshots, which could not come back.
+    refused = caller.submit_sample(saved, 1)["request_id"]
+    assert caller.failure(refused) == ("3 adapters are there", "user")
+    third_run = caller.model(session, 2)
+    answer = caller.ok("/save_weights_for_sampler", model_id=third_run, seq_id=1, sampling_session_seq_id=5)
+    assert caller.failure(answer["request_id"]) == ("3 adapters are there", "user")
+
+
 def test_a_sampler_says_what_it_samples_from(caller: Caller):
     session = caller.session()
     path = caller.save(caller.model(session), 1, "a")["path"]
@@ -359,7 +382,7 @@ def test_a_path_and_another_base_model_do_not_go_together(caller: Caller):
     session = caller.session()
     path = caller.save(caller.model(session), 1, "a")["path"]
     body = {"session_id": session, "sampling_session_seq_id": 0, "model_path": path, "base_model": "teacher"}
-    assert "fits its own base model alone" in caller.refused("/create_sampling_session", **body)
+    assert "fit their own base model alone" in caller.refused("/create_sampling_session", **body)
 
 
 def test_sampling_without_a_session_says_that_there_is_none(caller: Caller):

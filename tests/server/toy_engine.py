@@ -40,7 +40,7 @@ from tinkerlite_server.engine.protocols import (
     TrainBatch,
     TrainOutput,
 )
-from tinkerlite_server.errors import BadRequest, ServerError, UnknownName
+from tinkerlite_server.errors import BadRequest, NoRoom, ServerError, UnknownName
 
 VOCAB = 11
 MAX_CONTEXT = 32
@@ -76,7 +76,7 @@ class ToyTokenizer:
 @dataclass(eq=False)
 class ToyRun:
     base_model: str
-    adapter: AdapterConfig
+    adapter: AdapterConfig | None
     table: Table
     gradient: Table = field(default_factory=lambda: np.zeros((VOCAB, VOCAB)))
     steps: int = 0
@@ -129,6 +129,8 @@ class ToyEngine:
         self.gate = threading.Event()
         """While clear, training calls wait: the engine is busy."""
         self.gate.set()
+        self.most_adapters: int | None = None
+        """As many fit in memory; None: any number."""
         self.entered = threading.Event()
         """Set once a training call has begun."""
         self._runs: dict[str, ToyRun] = {}
@@ -155,7 +157,7 @@ class ToyEngine:
 
     # ---- Trainer ----
 
-    def create_run(self, model_id: str, base_model: str, adapter: AdapterConfig) -> None:
+    def create_run(self, model_id: str, base_model: str, adapter: AdapterConfig | None) -> None:
         self._called("create_run", model_id)
         self._runs[model_id] = ToyRun(base_model, adapter, np.zeros((VOCAB, VOCAB)))
 
@@ -225,27 +227,35 @@ class ToyEngine:
         self._called("save_run", model_id)
         run = self.run(model_id)
         np.save(folder / "adapter.npy", run.table)
-        state = {"adapter": run.adapter.__dict__, "steps": run.steps if optimizer else None}
+        state = {"adapter": run.adapter and run.adapter.__dict__, "steps": run.steps if optimizer else None}
         (folder / "state.json").write_text(json.dumps(state))
 
-    def load_run(self, model_id: str, base_model: str, folder: Path, *, optimizer: bool) -> AdapterConfig:
+    def load_run(
+        self, model_id: str, base_model: str, folder: Path, *, optimizer: bool
+    ) -> AdapterConfig | None:
         self._called("load_run", model_id)
         state = json.loads((folder / "state.json").read_text())
         if optimizer and state["steps"] is None:
             raise BadRequest("no optimizer state in there")
-        adapter = AdapterConfig(**state["adapter"])
+        adapter = AdapterConfig(**state["adapter"]) if state["adapter"] else None
         steps = state["steps"] if optimizer else 0
         self._runs[model_id] = ToyRun(base_model, adapter, np.load(folder / "adapter.npy"), steps=steps)
         return adapter
 
     def snapshot(self, model_id: str, adapter_id: str) -> None:
         self._called("snapshot", model_id, adapter_id)
+        self._check_room()
         self._adapters[adapter_id] = self.run(model_id).table.copy()
+
+    def _check_room(self) -> None:
+        if self.most_adapters is not None and len(self._adapters) >= self.most_adapters:
+            raise NoRoom(f"{len(self._adapters)} adapters are there", freeable=tuple(self._adapters))
 
     # ---- Sampler ----
 
     def load_adapter(self, adapter_id: str, base_model: str, folder: Path) -> None:
         self._called("load_adapter", adapter_id)
+        self._check_room()
         self._adapters[adapter_id] = np.load(folder / "adapter.npy")
 
     def drop_adapter(self, adapter_id: str) -> None:

@@ -54,29 +54,36 @@ AttentionInterface.register(_ATTENTION, _attend_stream)
 
 
 class BaseModel:
-    """Frozen weights in memory, with every LoRA target wrapped."""
+    """Frozen weights in memory, with every LoRA target wrapped.
 
-    def __init__(self, info: ModelInfo, device: torch.device, dtype: torch.dtype) -> None:
+    Args:
+        model: transformers' own with other weights, to take over; absent, it is loaded from `info.folder`.
+    """
+
+    def __init__(self, info: ModelInfo, device: torch.device, dtype: torch.dtype, model: Any = None) -> None:
         self.info = info
         self.device = device
         self.dtype = dtype
-        model = _load(info.folder, dtype)
-        _refuse_unsupported(model.config.get_text_config(), info)
-        model.to(device).eval().requires_grad_(False)
         # A few tokens from all over the vocabulary; as transformers computes them, to compare with.
         probe = np.arange(1, 9) * (info.vocab_size // 10)
-        expected = _transformers_logprobs(model, probe)
+        expected: Tensor | None = None
+        if model is None:
+            model = load_transformers_model(info.folder, dtype)
+            _refuse_unsupported(model.config.get_text_config(), info)
+            model.to(device).eval().requires_grad_(False)
+            expected = _transformers_logprobs(model, probe)
         self.bank = LoraBank(model)
         self._body: nn.Module = model.get_decoder()
         self.unembed = Unembedding(model.get_output_embeddings())
         if dtype != torch.float32 and self.bank.covers_products_of(model):
-            model.get_input_embeddings().register_forward_hook(_output_in_fp32)
+            model.get_input_embeddings().register_forward_hook(output_in_fp32)
         config = model.config.get_text_config()
         self.layers: int = config.num_hidden_layers
         self.query_heads: int = config.num_attention_heads
         self.kv_heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         self.head_size: int = getattr(config, "head_dim", None) or config.hidden_size // self.query_heads
-        self._check(probe, expected)
+        if expected is not None:
+            self._check(probe, expected)
         self.parameter_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
         self.parameter_bytes += self.unembed.extra_bytes
 
@@ -127,11 +134,12 @@ class BaseModel:
         return logits_RV
 
 
-def _output_in_fp32(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+def output_in_fp32(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """A hook: what the module puts out, in fp32."""
     return output.float()
 
 
-def _load(folder: Path, dtype: torch.dtype) -> Any:
+def load_transformers_model(folder: Path, dtype: torch.dtype) -> Any:
     """transformers' model, without its progress bars: a server has a log, not a terminal."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

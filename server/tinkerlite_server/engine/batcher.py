@@ -46,6 +46,11 @@ class Batcher:
         self._results: list[SampleResult | SampledToken] = []
 
     @property
+    def model(self) -> BaseModel:
+        """What it samples from."""
+        return self._model
+
+    @property
     def has_work(self) -> bool:
         """Whether `step` would do anything."""
         return bool(self._waiting or self._running or self._results)

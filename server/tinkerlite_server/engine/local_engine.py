@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from tinkerlite.types import AdamParams
-from tinkerlite_server.engine.model_pool import ModelPool
+from tinkerlite_server.engine.full_files import holds_whole_model
+from tinkerlite_server.engine.full_model import (
+    FullModel,
+    parameter_count,
+    sampling_bytes,
+    training_bytes,
+)
+from tinkerlite_server.engine.model_pool import DTYPES, ModelPool
 from tinkerlite_server.engine.model_tokenizer import ModelTokenizer
 from tinkerlite_server.engine.protocols import (
     AdapterConfig,
@@ -22,13 +31,14 @@ from tinkerlite_server.engine.protocols import (
 )
 from tinkerlite_server.engine.sampler import LocalSampler
 from tinkerlite_server.engine.trainer import LocalTrainer
-from tinkerlite_server.errors import ServerError
+from tinkerlite_server.errors import NoRoom, ServerError
 
 
 class LocalEngine:
     """Implements `Engine`. Sampler and trainer run the same modules on the same weights."""
 
     def __init__(self, catalog: Mapping[str, ModelInfo], limits: EngineLimits) -> None:
+        self._limits = limits
         self._pool = ModelPool(catalog, limits)
         self._trainer = LocalTrainer(self._pool, limits)
         self._sampler = LocalSampler(self._pool, limits)
@@ -44,8 +54,10 @@ class LocalEngine:
 
     # ---- Trainer ----
 
-    def create_run(self, model_id: str, base_model: str, adapter: AdapterConfig) -> None:
+    def create_run(self, model_id: str, base_model: str, adapter: AdapterConfig | None) -> None:
         """See `Trainer.create_run`."""
+        if adapter is None:
+            self._check_room_to_train(base_model, self._pool.info(base_model).folder)
         self._trainer.create_run(model_id, base_model, adapter)
 
     def drop_run(self, model_id: str) -> None:
@@ -72,20 +84,62 @@ class LocalEngine:
         """See `Trainer.save_run`."""
         self._trainer.save_run(model_id, folder, optimizer=optimizer)
 
-    def load_run(self, model_id: str, base_model: str, folder: Path, *, optimizer: bool) -> AdapterConfig:
+    def load_run(
+        self, model_id: str, base_model: str, folder: Path, *, optimizer: bool
+    ) -> AdapterConfig | None:
         """See `Trainer.load_run`."""
+        if holds_whole_model(folder):
+            self._check_room_to_train(base_model, folder)
         return self._trainer.load_run(model_id, base_model, folder, optimizer=optimizer)
 
     def snapshot(self, model_id: str, adapter_id: str) -> None:
-        """Handing weights to the sampler is a copy of the adapter, in memory."""
+        """Handing weights to the sampler is a copy of them, in memory."""
         run = self._trainer.run(model_id)
-        copy = run.adapter.frozen_copy(self._pool.get(run.base_model).dtype)
+        if isinstance(run.weights, FullModel):
+            self._check_room(
+                f"a copy of {model_id!r} to sample from",
+                sampling_bytes(run.weights.parameter_count, run.weights.dtype),
+            )
+            copy = run.weights.frozen_copy()
+        else:
+            copy = run.weights.frozen_copy(self._pool.get(run.base_model).dtype)
         self._sampler.add_adapter(adapter_id, run.base_model, copy)
+
+    # ---- memory of full fine-tuning ----
+
+    def _check_room_to_train(self, base_model: str, folder: Path) -> None:
+        parameters = parameter_count(folder)
+        self._check_room(
+            f"training all {parameters:,} weights of {base_model!r}, with gradients and Adam's moments,",
+            training_bytes(parameters, self._dtype(base_model)),
+        )
+
+    def _check_room(self, what: str, needed: int) -> None:
+        """Refuse what would not fit.
+
+        Raises:
+            NoRoom: saying how many bytes it needs, and how many there are.
+        """
+        allowed = self._limits.max_full_bytes
+        held = self._trainer.full_bytes + self._sampler.full_bytes
+        if held + needed > allowed:
+            raise NoRoom(
+                f"{what} takes {needed:,} bytes, and {max(allowed - held, 0):,} of the {allowed:,} that this "
+                "server allows full fine-tuning (--full-gib) are free. Unload runs, train a LoRA adapter, or "
+                "allow more",
+                freeable=self._sampler.full_ids,
+            )
+
+    def _dtype(self, base_model: str) -> torch.dtype:
+        return DTYPES[self._pool.info(base_model).dtype]
 
     # ---- Sampler ----
 
     def load_adapter(self, adapter_id: str, base_model: str, folder: Path) -> None:
         """See `Sampler.load_adapter`."""
+        if holds_whole_model(folder):
+            needed = sampling_bytes(parameter_count(folder), self._dtype(base_model))
+            self._check_room(f"the weights in {folder.name!r}", needed)
         self._sampler.load_adapter(adapter_id, base_model, folder)
 
     def drop_adapter(self, adapter_id: str) -> None:

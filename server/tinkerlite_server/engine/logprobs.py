@@ -12,26 +12,36 @@ Dimensions in names: R rows, M (row, target) pairs, V vocabulary, E hidden size,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinkerlite_server.engine.base_model import BaseModel
 from tinkerlite_server.engine.lora import AdapterRows
 from tinkerlite_server.engine.unembedding import Unembedding
 
 
+class HasUnembedding(Protocol):
+    """What is asked of a model here."""
+
+    @property
+    def unembed(self) -> Unembedding:
+        """Hidden rows to logits."""
+        ...
+
+
 def target_logprobs(
-    model: BaseModel,
+    model: HasUnembedding,
     hidden_RE: Tensor,
     adapters: Sequence[AdapterRows],
     pair_rows_M: Tensor,
     pair_targets_M: Tensor,
     chunk: int,
 ) -> Tensor:
-    """log p of each pair's target at its row: (M,) fp32, nats, differentiable in rows and adapters.
+    """log p of each pair's target at its row: (M,) fp32, nats.
+
+    Differentiable in rows and adapters, and in the unembedding itself where that is trained.
 
     Args:
         hidden_RE: final hidden states of the rows in question.
@@ -42,6 +52,7 @@ def target_logprobs(
     out_M = hidden_RE.new_empty(len(pair_rows_M), dtype=torch.float32)
     pieces: list[Tensor] = []
     places: list[Tensor] = []
+    unembed = model.unembed
     # One adapter at a time: the head's low-rank factors are inputs of the autograd function.
     for rows, a, b, scale in _by_adapter(hidden_RE, adapters):
         if rows is None:
@@ -53,7 +64,7 @@ def target_logprobs(
             local_rows, hidden = local[pair_rows_M[selected]], hidden_RE.index_select(0, rows)
         targets = pair_targets_M if selected is None else pair_targets_M[selected]
         logprobs: Tensor = _PairLogprobs.apply(  # type: ignore[no-untyped-call]
-            hidden, model.unembed, a, b, scale, local_rows, targets, chunk
+            hidden, unembed, unembed.weight, unembed.bias, a, b, scale, local_rows, targets, chunk
         )
         if selected is None:
             return logprobs
@@ -97,6 +108,8 @@ class _PairLogprobs(torch.autograd.Function):
         ctx: Any,
         hidden_RE: Tensor,
         unembed: Unembedding,
+        weight_VE: Tensor,
+        bias_V: Tensor | None,
         a: Tensor | None,
         b: Tensor | None,
         scale: float,
@@ -134,6 +147,10 @@ class _PairLogprobs(torch.autograd.Function):
         grad_hidden_RE = torch.zeros_like(hidden_RE)
         grad_a = None if a is None else torch.zeros_like(a)
         grad_b = None if b is None else torch.zeros_like(b)
+        # In fp32 over the chunks; autograd rounds it to the weight's dtype once.
+        trains_weight, trains_bias = ctx.needs_input_grad[2:4]
+        grad_weight = torch.zeros_like(weight_VE, dtype=torch.float32) if trains_weight else None
+        grad_bias = weight_VE.new_zeros(len(weight_VE), dtype=torch.float32) if trains_bias else None
         total_U = torch.zeros_like(lse_U).index_add_(0, row_of_pair_M, grad_M)
         live_M = grad_M != 0
         live_U = torch.zeros(len(used_U), dtype=torch.bool, device=used_U.device)
@@ -151,7 +168,11 @@ class _PairLogprobs(torch.autograd.Function):
             grad_CV.index_put_(
                 (pair_row_P[inside] - start, pair_target_P[inside]), pair_grad_P[inside], accumulate=True
             )
+            if grad_bias is not None:
+                grad_bias += grad_CV.sum(0)
             grad_CV = grad_CV.to(weight_VE.dtype)
+            if grad_weight is not None:
+                grad_weight += ctx.unembed.weight_gradient(grad_CV, hidden_CE)
             grad_CE = grad_CV @ weight_VE
             if (
                 a is not None
@@ -165,7 +186,7 @@ class _PairLogprobs(torch.autograd.Function):
                 grad_a += (grad_low_CK.T @ hidden_CE.to(grad_CV.dtype)).to(grad_a.dtype)
                 grad_b += (grad_CV.T @ low_CK.to(grad_CV.dtype)).to(grad_b.dtype)
             grad_hidden_RE[used_U[rows_C]] = grad_CE.to(grad_hidden_RE.dtype)
-        return grad_hidden_RE, None, grad_a, grad_b, None, None, None, None
+        return grad_hidden_RE, None, grad_weight, grad_bias, grad_a, grad_b, None, None, None, None
 
 
 def _logits(

@@ -42,7 +42,7 @@ class ModelPool:
         Raises:
             UnknownName: this server does not offer it.
         """
-        info = self._info(name)
+        info = self.info(name)
         if name not in self._models:
             started = time.monotonic()
             self._models[name] = BaseModel(info, self.device, DTYPES[info.dtype])
@@ -60,13 +60,18 @@ class ModelPool:
         Raises:
             UnknownName: this server does not offer the model.
         """
-        info = self._info(name)
+        info = self.info(name)
         with self._loading_tokenizer:
             if name not in self._tokenizers:
                 self._tokenizers[name] = ModelTokenizer(info.folder)
             return self._tokenizers[name]
 
-    def _info(self, name: str) -> ModelInfo:
+    def info(self, name: str) -> ModelInfo:
+        """What is known of a model without its weights.
+
+        Raises:
+            UnknownName: this server does not offer it.
+        """
         if name not in self.catalog:
             raise UnknownName(
                 f"base model {name!r} is not offered here; this server has {sorted(self.catalog)}"

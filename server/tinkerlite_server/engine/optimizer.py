@@ -1,4 +1,4 @@
-"""AdamW over one adapter, through torch's own.
+"""AdamW over what one run trains, through torch's own.
 
 Hyperparameters come with each step, so schedules live in the client; the moments and the step
 count live here.
@@ -8,22 +8,32 @@ Source: Loshchilov and Hutter 2019, algorithm 2 (arXiv:1711.05101).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from tinkerlite.types import AdamParams
-from tinkerlite_server.engine.lora import Adapter
 from tinkerlite_server.errors import BadRequest
 
 Moments = dict[str, tuple[Tensor, Tensor]]
 """First and second moment by parameter name."""
 
 
+class Trainable(Protocol):
+    """An adapter, or a whole model."""
+
+    def parameters(self) -> Iterable[tuple[str, Tensor]]:
+        """Every tensor that is trained by name, in a fixed order."""
+        ...
+
+
 class AdamW:
     """Optimizer state of one run."""
 
-    def __init__(self, adapter: Adapter) -> None:
-        self._named = dict(adapter.parameters())
+    def __init__(self, weights: Trainable) -> None:
+        self._named = dict(weights.parameters())
         self._torch = torch.optim.AdamW(list(self._named.values()), fused=True)
 
     def step(self, params: AdamParams) -> dict[str, float]:
@@ -60,16 +70,15 @@ class AdamW:
         return 0 if state is None else int(state["step"])
 
     def state(self) -> tuple[Moments, int]:
-        """Copies of the moments, and the step count. Before the first step: zeros and 0."""
+        """The moments themselves, to be copied before the next step, and the step count.
+
+        Before the first step: zeros and 0.
+        """
         moments: Moments = {}
         for name, tensor in self._named.items():
             state = self._torch.state.get(tensor)
             zeros = torch.zeros_like(tensor)
-            moments[name] = (
-                (zeros, zeros.clone())
-                if not state
-                else (state["exp_avg"].clone(), state["exp_avg_sq"].clone())
-            )
+            moments[name] = (zeros, zeros) if not state else (state["exp_avg"], state["exp_avg_sq"])
         return moments, self.steps
 
     def load_state(self, moments: Moments, steps: int) -> None:
@@ -79,7 +88,7 @@ class AdamW:
             BadRequest: it belongs to other parameters.
         """
         if {n: m[0].shape for n, m in moments.items()} != {n: t.shape for n, t in self._named.items()}:
-            raise BadRequest("the saved optimizer state belongs to an adapter of another shape")
+            raise BadRequest("the saved optimizer state belongs to weights of other names or shapes")
         for name, tensor in self._named.items():
             first, second = moments[name]
             self._torch.state[tensor] = {

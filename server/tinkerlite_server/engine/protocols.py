@@ -148,8 +148,12 @@ class TrainOutput:
 class Trainer(Protocol):
     """Makes gradients. Runs are named by model id; many share one base model."""
 
-    def create_run(self, model_id: str, base_model: str, adapter: AdapterConfig) -> None:
-        """A fresh adapter and fresh optimizer state."""
+    def create_run(self, model_id: str, base_model: str, adapter: AdapterConfig | None) -> None:
+        """A fresh adapter, or (None) a copy of all weights to train, and fresh optimizer state.
+
+        Raises:
+            NoRoom: a copy of all weights, and what training them takes, does not fit in memory.
+        """
         ...
 
     def drop_run(self, model_id: str) -> None:
@@ -181,18 +185,31 @@ class Trainer(Protocol):
         ...
 
     def save_run(self, model_id: str, folder: Path, *, optimizer: bool) -> None:
-        """Write adapter (PEFT layout) and, if asked, optimizer state into an existing empty folder."""
+        """Write the weights and, if asked, optimizer state into an existing empty folder.
+
+        An adapter in PEFT's layout; all weights as a folder that transformers loads, tokenizer included.
+        """
         ...
 
-    def load_run(self, model_id: str, base_model: str, folder: Path, *, optimizer: bool) -> AdapterConfig:
+    def load_run(
+        self, model_id: str, base_model: str, folder: Path, *, optimizer: bool
+    ) -> AdapterConfig | None:
         """Create the run from a folder that `save_run` wrote; without `optimizer` its state is fresh.
 
-        A run of this id that exists is replaced, and only once loading has succeeded.
+        A run of this id that exists is replaced, and only once loading has succeeded. Returns what the
+        run trains, as for `create_run`.
+
+        Raises:
+            NoRoom: as for `create_run`.
         """
         ...
 
     def snapshot(self, model_id: str, adapter_id: str) -> None:
-        """Copy the run's weights to the sampler under `adapter_id`; later steps do not change the copy."""
+        """Copy the run's weights to the sampler under `adapter_id`; later steps do not change the copy.
+
+        Raises:
+            NoRoom: they are a whole model's, and another copy does not fit in memory.
+        """
         ...
 
 
@@ -263,7 +280,11 @@ class Sampler(Protocol):
     """Makes tokens, by continuous batching: submit at any time, call `step` while there is work."""
 
     def load_adapter(self, adapter_id: str, base_model: str, folder: Path) -> None:
-        """Make a saved adapter (PEFT layout) available under this id."""
+        """Make saved weights, an adapter or a whole model, available under this id.
+
+        Raises:
+            NoRoom: they are a whole model's, and do not fit in memory.
+        """
         ...
 
     def drop_adapter(self, adapter_id: str) -> None:
@@ -364,3 +385,6 @@ class EngineLimits:
     gigabyte in fp32: pairwise terms of 4,096 positions fit a few times."""
     max_models_bytes: int = field(default=16 * 2**30)
     """Base models beyond this are evicted, least recently used first."""
+    max_full_bytes: int = field(default=16 * 2**30)
+    """Most that runs which train all weights, and copies of these to sample from, may take. Nothing of it is
+    evicted: what does not fit is refused."""

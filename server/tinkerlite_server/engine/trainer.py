@@ -1,7 +1,8 @@
-"""LocalTrainer: gradients and optimizer steps of many LoRA runs.
+"""LocalTrainer: gradients and optimizer steps of many runs.
 
 A request's examples are packed into passes (streams.py), several runs' together; each pass
-goes forward, its losses are summed, and one backward adds to every run's gradients. A custom
+goes forward, its losses are summed, and one backward adds to every run's gradients. A run that
+trains all weights has a model of its own (full_model.py), and passes of its own. A custom
 loss is differentiated at the logprobs first, and joins that sum as its linear term. A request
 either adds all of its gradients or none.
 """
@@ -22,10 +23,12 @@ from tinkerlite_server.engine.adapter_files import read_optimizer, write_adapter
 from tinkerlite_server.engine.adapter_loading import load_adapter
 from tinkerlite_server.engine.base_model import BaseModel
 from tinkerlite_server.engine.custom_loss import Program, compile_loss
+from tinkerlite_server.engine.full_files import holds_whole_model, write_model
+from tinkerlite_server.engine.full_model import FullModel, training_bytes
 from tinkerlite_server.engine.logprobs import target_logprobs
 from tinkerlite_server.engine.lora import Adapter
 from tinkerlite_server.engine.losses import LOSSES
-from tinkerlite_server.engine.model_pool import ModelPool
+from tinkerlite_server.engine.model_pool import DTYPES, ModelPool
 from tinkerlite_server.engine.optimizer import AdamW
 from tinkerlite_server.engine.passes import cut_passes
 from tinkerlite_server.engine.protocols import (
@@ -44,11 +47,16 @@ from tinkerlite_server.errors import BadRequest, EngineFailure, ServerError, Unk
 
 @dataclass(eq=False)
 class Run:
-    """A training run in memory: adapter, accumulated gradients (in `.grad`), optimizer state."""
+    """A training run in memory: what it trains, accumulated gradients (in `.grad`), optimizer state."""
 
     base_model: str
-    adapter: Adapter
+    weights: Adapter | FullModel
     optimizer: AdamW
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """What is added to the base model; None if the weights are a whole model's."""
+        return self.weights if isinstance(self.weights, Adapter) else None
 
 
 @dataclass(eq=False)
@@ -75,10 +83,18 @@ class LocalTrainer:
 
     # ---- runs ----
 
-    def create_run(self, model_id: str, base_model: str, adapter: AdapterConfig) -> None:
-        """A fresh adapter and fresh optimizer state."""
-        fresh = Adapter.fresh(adapter, self._pool.get(base_model).bank.targets)
-        self._runs[model_id] = Run(base_model, fresh, AdamW(fresh))
+    def create_run(self, model_id: str, base_model: str, adapter: AdapterConfig | None) -> None:
+        """A fresh adapter, or a copy of all weights, and fresh optimizer state."""
+        base = self._pool.get(base_model)
+        if adapter is None:
+            weights = self._full_model(base_model, base.info.folder)
+        else:
+            weights = Adapter.fresh(adapter, base.bank.targets)
+        self._runs[model_id] = Run(base_model, weights, AdamW(weights))
+
+    def _full_model(self, base_model: str, folder: Path) -> FullModel:
+        info = self._pool.info(base_model)
+        return FullModel(info, self._pool.device, DTYPES[info.dtype], folder)
 
     def drop_run(self, model_id: str) -> None:
         """Free a run; unknown ids are ignored."""
@@ -102,6 +118,8 @@ class LocalTrainer:
 
     def forward_backward(self, batches: Sequence[TrainBatch]) -> list[TrainOutput | ServerError]:
         """Run the batches in merged passes; if that fails, one by one, so that each fails for itself."""
+        if len(batches) > 1 and any(self._has_own_model(batch.model_id) for batch in batches):
+            return [self.forward_backward([batch])[0] for batch in batches]
         try:
             return list(self._run_merged(batches))
         except (ServerError, RuntimeError, MemoryError) as error:
@@ -111,6 +129,10 @@ class LocalTrainer:
                 return [error]
             return [EngineFailure(f"forward_backward of {batches[0].model_id!r} failed: {error}")]
 
+    def _has_own_model(self, model_id: str) -> bool:
+        run = self._runs.get(model_id)
+        return run is not None and isinstance(run.weights, FullModel)
+
     def _run_merged(self, batches: Sequence[TrainBatch]) -> list[TrainOutput]:
         runs = [self.run(batch.model_id) for batch in batches]
         jobs = [
@@ -119,7 +141,8 @@ class LocalTrainer:
             for place, example in enumerate(batch.examples)
         ]
         learning = [run for run, batch in zip(runs, batches, strict=True) if not batch.forward_only]
-        model = self._pool.get(runs[0].base_model)
+        weights = runs[0].weights
+        model = weights if isinstance(weights, FullModel) else self._pool.get(runs[0].base_model)
         with _Accumulation(learning):
             sequences = [job.example.tokens for job in jobs]
             adapters = [job.run.adapter for job in jobs]
@@ -127,7 +150,9 @@ class LocalTrainer:
                 self._run_pass(model, batches, [jobs[i] for i in members])
         return [self._output(jobs, number) for number in range(len(batches))]
 
-    def _run_pass(self, model: BaseModel, batches: Sequence[TrainBatch], jobs: Sequence[_Job]) -> None:
+    def _run_pass(
+        self, model: BaseModel | FullModel, batches: Sequence[TrainBatch], jobs: Sequence[_Job]
+    ) -> None:
         learns = any(not batches[job.batch].forward_only for job in jobs)
         with torch.set_grad_enabled(learns):
             logprobs = self._target_logprobs(model, jobs)
@@ -141,7 +166,7 @@ class LocalTrainer:
         if total is not None:
             total.backward()
 
-    def _target_logprobs(self, model: BaseModel, jobs: Sequence[_Job]) -> list[Tensor]:
+    def _target_logprobs(self, model: BaseModel | FullModel, jobs: Sequence[_Job]) -> list[Tensor]:
         """log p of every job's targets, each shaped like them.
 
         Rows and (row, target) pairs that several examples share are computed once.
@@ -192,32 +217,51 @@ class LocalTrainer:
 
     def discard_gradients(self, model_id: str) -> None:
         """Zero the accumulated gradients without a step."""
-        for _, tensor in self.run(model_id).adapter.parameters():
+        for _, tensor in self.run(model_id).weights.parameters():
             tensor.grad = None
 
     def save_run(self, model_id: str, folder: Path, *, optimizer: bool) -> None:
-        """Write the adapter in PEFT layout and, if asked, the optimizer's moments and step."""
+        """Write the weights and, if asked, the optimizer's moments and step.
+
+        An adapter in PEFT's layout; a whole model in transformers', in fp32 to train on from, else in the
+        dtype that samplers use.
+        """
         run = self.run(model_id)
-        tensors = {path: (pair.a.detach(), pair.b.detach()) for path, pair in run.adapter.pairs.items()}
-        write_adapter(folder, tensors, run.adapter.config, run.base_model)
+        if isinstance(run.weights, FullModel):
+            model = run.weights.transformers_model(torch.float32 if optimizer else run.weights.dtype)
+            write_model(folder, model, run.weights.info.folder)
+        else:
+            tensors = {path: (pair.a.detach(), pair.b.detach()) for path, pair in run.weights.pairs.items()}
+            write_adapter(folder, tensors, run.weights.config, run.base_model)
         if optimizer:
             write_optimizer(folder, *run.optimizer.state())
 
-    def load_run(self, model_id: str, base_model: str, folder: Path, *, optimizer: bool) -> AdapterConfig:
+    def load_run(
+        self, model_id: str, base_model: str, folder: Path, *, optimizer: bool
+    ) -> AdapterConfig | None:
         """Create the run from a folder that `save_run` wrote."""
-        adapter = load_adapter(self._pool.get(base_model), folder, trainable=True)
-        run = Run(base_model, adapter, AdamW(adapter))
+        if holds_whole_model(folder):
+            weights = self._full_model(base_model, folder)
+        else:
+            weights = load_adapter(self._pool.get(base_model), folder, trainable=True)
+        run = Run(base_model, weights, AdamW(weights))
         if optimizer:
             run.optimizer.load_state(*read_optimizer(folder))
         self._runs[model_id] = run
-        return adapter.config
+        return None if run.adapter is None else run.adapter.config
+
+    @property
+    def full_bytes(self) -> int:
+        """What runs that train all weights take."""
+        models = [run.weights for run in self._runs.values() if isinstance(run.weights, FullModel)]
+        return sum(training_bytes(model.parameter_count, model.dtype) for model in models)
 
 
 class _Accumulation:
     """All or nothing: gradients made inside are added to those before, or dropped if it fails."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
-        self._parameters = [tensor for run in runs for _, tensor in run.adapter.parameters()]
+        self._parameters = [tensor for run in runs for _, tensor in run.weights.parameters()]
         self._before: list[Tensor | None] = []
 
     def __enter__(self) -> None:

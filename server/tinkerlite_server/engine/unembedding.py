@@ -9,26 +9,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+
+class Head(Protocol):
+    """An output layer: torch's linear layer, or its weights alone."""
+
+    @property
+    def weight(self) -> Tensor:
+        """(vocabulary, hidden)."""
+        ...
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(vocabulary,)."""
+        ...
 
 
 class Unembedding:
-    """The frozen (vocabulary, hidden) matrix of a base model, and its bias if it has one.
+    """The (vocabulary, hidden) matrix of a model, and its bias if it has one.
 
     Dimensions in names: R rows, E hidden size, V vocabulary, K rank of an adapter.
     """
 
-    def __init__(self, head: nn.Linear) -> None:
+    def __init__(self, head: Head) -> None:
         self.weight = head.weight
-        self._bias = None if head.bias is None else head.bias.float()
+        self.bias = None if head.bias is None else head.bias.float()
         self._dtype = head.weight.dtype
         on_cpu = self.weight.device.type == "cpu"
         self._product = _product_on_cpu if on_cpu and self._dtype == torch.bfloat16 else _product
-        self._ready = self.weight.float() if self._product is _product_on_cpu else self.weight
+        self._ready = self.weight.detach().float() if self._product is _product_on_cpu else self.weight
 
     @property
     def extra_bytes(self) -> int:
@@ -38,12 +52,16 @@ class Unembedding:
     def __call__(self, hidden_RE: Tensor) -> Tensor:
         """fp32 logits (R, V)."""
         logits_RV = self._product(hidden_RE.to(self._dtype), self._ready)
-        return logits_RV if self._bias is None else logits_RV + self._bias
+        return logits_RV if self.bias is None else logits_RV + self.bias
 
     def delta(self, hidden_RE: Tensor, a_KE: Tensor, b_VK: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """What an adapter adds to the logits (R, V), and its scaled low-rank activations (R, K), in fp32."""
         low_RK = self._product(hidden_RE.to(self._dtype), a_KE.to(self._dtype)) * scale
         return self._product(low_RK.to(self._dtype), b_VK.to(self._dtype)), low_RK
+
+    def weight_gradient(self, grad_RV: Tensor, hidden_RE: Tensor) -> Tensor:
+        """dL/dW (V, E) in fp32, from dL/dlogits of some rows and what these were made of."""
+        return self._product(grad_RV.T.to(self._dtype), hidden_RE.T.to(self._dtype))
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:

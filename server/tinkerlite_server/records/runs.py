@@ -24,7 +24,7 @@ class Runs(Checkpoints):
         session_id: str,
         owner: str,
         base_model: str,
-        adapter: AdapterConfig,
+        adapter: AdapterConfig | None,
         user_metadata: dict[str, Any],
     ) -> None:
         """A new live run."""
@@ -36,7 +36,7 @@ class Runs(Checkpoints):
                     session_id=session_id,
                     owner=owner,
                     base_model=base_model,
-                    adapter=asdict(adapter),
+                    adapter=None if adapter is None else asdict(adapter),
                     created=now,
                     last_request=now,
                     ended=None,
@@ -119,9 +119,9 @@ class Runs(Checkpoints):
         with self._writing() as db:
             db.execute(delete(RunRow).where(RunRow.id == model_id))
 
-    def set_run_adapter(self, model_id: str, adapter: AdapterConfig) -> None:
-        """The run's weights were replaced by those of another adapter."""
-        self._update(RunRow, model_id, adapter=asdict(adapter))
+    def set_run_adapter(self, model_id: str, adapter: AdapterConfig | None) -> None:
+        """The run's weights were replaced by others."""
+        self._update(RunRow, model_id, adapter=None if adapter is None else asdict(adapter))
 
     def touch_runs(self, used: Mapping[str, float]) -> None:
         """When runs were last asked for something."""

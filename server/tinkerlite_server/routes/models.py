@@ -51,7 +51,7 @@ class CreateModel(Body):
 
 @router.post("/create_model")
 async def create_model(request: Request, service: Served, owner: Owner) -> Response:
-    """Make a training run: a fresh LoRA adapter on a base model."""
+    """Make a training run: a fresh LoRA adapter on a base model, or a copy of all its weights."""
     raw = await read_json(request)
     body = parse(CreateModel, raw)
     service.store.live_session(body.session_id, owner)
@@ -77,9 +77,9 @@ async def create_model(request: Request, service: Served, owner: Owner) -> Respo
     return promise(request_id, model_id=model_id)
 
 
-def _adapter(config: types.LoraConfig | None, limits: Limits) -> AdapterConfig:
+def _adapter(config: types.LoraConfig | None, limits: Limits) -> AdapterConfig | None:
     if config is None:
-        raise BadRequest("lora_config is absent: full fine-tuning is not offered here; name a LoRA rank")
+        return None
     if config.rank > limits.max_lora_rank:
         raise BadRequest(f"lora_config.rank is {config.rank}; it must be 1 to {limits.max_lora_rank}")
     if not (config.train_attn or config.train_mlp or config.train_unembed):
@@ -146,7 +146,7 @@ def _load_as_new(body: LoadAsNew, content: bytes, service: Service, owner: str) 
     if body.base_model not in (None, checkpoint.base_model):
         raise BadRequest(
             f"base_model is {body.base_model!r}, and {body.path} was trained on {checkpoint.base_model!r}; "
-            "an adapter fits its own base model alone"
+            "weights fit their own base model alone"
         )
     info = service.model(checkpoint.base_model)
     model_id = f"{body.session_id}:train:{body.model_seq_id}"
@@ -221,6 +221,7 @@ async def get_info(request: Request, service: Served, owner: Owner) -> Response:
     """What a run trains."""
     run = service.store.live_run(parse(ModelId, await read_json(request)).model_id, owner)
     service.saw(run.session_id)
+    adapter = run.adapter_config
     return reply(
         types.GetInfoResponse(
             model_id=run.id,
@@ -229,9 +230,9 @@ async def get_info(request: Request, service: Served, owner: Owner) -> Response:
                 model_name=run.base_model,
                 tokenizer_id=run.base_model,
             ),
-            is_lora=True,
-            lora_rank=run.adapter_config.rank,
-            lora_alpha=run.adapter_config.alpha,
+            is_lora=adapter is not None,
+            lora_rank=adapter.rank if adapter else None,
+            lora_alpha=adapter.alpha if adapter else None,
             model_name=run.base_model,
         )
     )
@@ -264,11 +265,11 @@ async def weights_info(request: Request, service: Served, owner: Owner) -> Respo
     return reply(
         types.WeightsInfoResponse(
             base_model=checkpoint.base_model,
-            is_lora=True,
-            lora_rank=adapter.rank,
-            lora_alpha=adapter.alpha,
-            train_unembed=adapter.train_unembed,
-            train_mlp=adapter.train_mlp,
-            train_attn=adapter.train_attn,
+            is_lora=adapter is not None,
+            lora_rank=adapter.rank if adapter else None,
+            lora_alpha=adapter.alpha if adapter else None,
+            train_unembed=adapter.train_unembed if adapter else True,
+            train_mlp=adapter.train_mlp if adapter else True,
+            train_attn=adapter.train_attn if adapter else True,
         )
     )

@@ -93,7 +93,7 @@ def _weights(
         if base_model not in (None, checkpoint.base_model):
             raise BadRequest(
                 f"base_model is {base_model!r}, and {model_path} was trained on "
-                f"{checkpoint.base_model!r}; an adapter fits its own base model alone"
+                f"{checkpoint.base_model!r}; weights fit their own base model alone"
             )
         sampler.base_model = checkpoint.base_model
         sampler.adapter_id = checkpoint.id

@@ -47,13 +47,14 @@ async def get_training_run(
 def _training_run(run: RunRow, service: Service, owner: str) -> types.TrainingRun:
     training = service.store.last_checkpoint(run.id, "weights", owner)
     sampler = service.store.last_checkpoint(run.id, "sampler_weights", owner)
+    adapter = run.adapter_config
     return types.TrainingRun(
         training_run_id=run.id,
         base_model=run.base_model,
         # Part of a key's digest, which others could try keys against.
         model_owner=run.owner[:12] if run.owner == owner else "someone else",
-        is_lora=True,
-        lora_rank=run.adapter_config.rank,
+        is_lora=adapter is not None,
+        lora_rank=adapter.rank if adapter else None,
         last_request_time=utc(run.last_request),
         last_checkpoint=checkpoint_entry(training) if training else None,
         last_sampler_checkpoint=checkpoint_entry(sampler) if sampler else None,

@@ -68,6 +68,61 @@ def test_values_and_gradients_equal_a_plain_log_softmax(case: str, chunk: int) -
         torch.testing.assert_close(mine, plain, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_gradients_of_a_trained_unembedding_equal_a_plain_log_softmaxs(chunk: int, with_bias: bool) -> None:
+    torch.manual_seed(2)
+    linear = torch.nn.Linear(WIDTH, VOCAB, bias=with_bias)
+    model = SimpleNamespace(unembed=Unembedding(linear))
+    hidden = torch.randn(ROWS, WIDTH, requires_grad=True)
+    rows, targets, weights = torch.randint(0, ROWS, (40,)), torch.randint(0, VOCAB, (40,)), torch.randn(40)
+    weights[:25] = 0
+    tensors = [hidden, *linear.parameters()]
+
+    got = target_logprobs(model, hidden, [], rows, targets, chunk)
+    got_gradients = torch.autograd.grad((got * weights).sum(), tensors)
+    expected = linear(hidden).log_softmax(-1)[rows, targets]
+    expected_gradients = torch.autograd.grad((expected * weights).sum(), tensors)
+
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    for mine, plain in zip(got_gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(mine, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_the_gradient_of_a_trained_unembedding_is_the_slope_that_finite_differences_find() -> None:
+    torch.manual_seed(3)
+    linear = torch.nn.Linear(WIDTH, VOCAB)
+    hidden, rows, targets = torch.randn(ROWS, WIDTH), torch.arange(ROWS), torch.randint(0, VOCAB, (ROWS,))
+
+    def total(shift: torch.Tensor | None = None) -> torch.Tensor:
+        moved = torch.nn.Linear(WIDTH, VOCAB, bias=True)
+        moved.weight.data = linear.weight.detach() + (0 if shift is None else shift)
+        moved.bias.data = linear.bias.detach()
+        unembed = Unembedding(moved if shift is not None else linear)
+        return target_logprobs(SimpleNamespace(unembed=unembed), hidden, [], rows, targets, 5).double().sum()
+
+    (gradient,) = torch.autograd.grad(total(), [linear.weight])
+    for seed in range(3):
+        torch.manual_seed(seed)
+        direction = torch.randn(VOCAB, WIDTH) * 1e-2
+        slope = (total(direction) - total(-direction)).detach() / 2
+        assert float((gradient * direction).sum().detach()) == pytest.approx(float(slope), rel=1e-3, abs=1e-4)
+
+
+def test_the_gradient_of_a_trained_unembedding_in_bfloat16_is_that_of_fp32_up_to_rounding() -> None:
+    torch.manual_seed(4)
+    linear = torch.nn.Linear(WIDTH, VOCAB, bias=False, dtype=torch.bfloat16)
+    exact = torch.nn.Linear(WIDTH, VOCAB, bias=False)
+    exact.weight.data = linear.weight.detach().float()
+    hidden = torch.randn(ROWS, WIDTH).bfloat16().float()
+    rows, targets = torch.arange(ROWS), torch.randint(0, VOCAB, (ROWS,))
+    gradients = []
+    for each in (linear, exact):
+        got = target_logprobs(SimpleNamespace(unembed=Unembedding(each)), hidden, [], rows, targets, 4)
+        gradients.append(torch.autograd.grad(got.sum(), [each.weight])[0].float())
+    assert (gradients[0] - gradients[1]).norm() / gradients[1].norm() < 1e-2
+
+
 def test_no_pairs_give_no_logprobs() -> None:
     model = Head()
     none = torch.empty(0, dtype=torch.long)

@@ -51,7 +51,7 @@ def find_weights(model: str, service: Service, owner: str) -> Weights:
     if base_model not in ("", checkpoint.base_model):
         raise BadRequest(
             f"{checkpoint.path} was trained on {checkpoint.base_model!r}, not on {base_model!r}; "
-            "an adapter fits its own base model alone",
+            "weights fit their own base model alone",
             field="model",
         )
     return Weights(info=service.model(checkpoint.base_model), checkpoint=checkpoint)
