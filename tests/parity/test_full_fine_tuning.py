@@ -1,6 +1,9 @@
 """Training all weights: gradients are transformers' and autograd's, steps are torch.optim.AdamW's, and the
 sampler, the trainer and transformers agree on the weights, in memory and from disk."""
 
+import gc
+import json
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -357,6 +360,33 @@ def test_what_does_not_fit_is_refused_with_the_bytes_that_it_takes_and_the_flag(
     with pytest.raises(NoRoom, match=rf"takes {needed:,} bytes, and 1,000 of the 1,000 .*--full-gib"):
         engine.create_run("run", str(one_folder), None)
     engine.create_run("lora", str(one_folder), AdapterConfig(rank=2, alpha=32.0, seed=0))
+
+
+def test_what_the_machine_has_no_memory_for_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_size": 2**16, "intermediate_size": 2**20, "head_dim": 2**14}
+    (folder / "config.json").write_text(json.dumps(config))
+    engine = make_engine(folder, max_full_bytes=2**62)
+    with pytest.raises(NoRoom, match=r"takes [\d,]{15,} bytes, and cpu has [\d,]+ free"):
+        engine.create_run("run", str(folder), None)
+
+
+def test_what_is_dropped_is_free_at_once(one_folder: Path) -> None:
+    engine = with_run(one_folder)
+    trained(engine, random_examples(1))
+    engine.optim_step("run", AdamParams())
+    engine.snapshot("run", "snapshot")
+    master = weakref.ref(next(iter(weights(engine).values())))
+    copied = weakref.ref(engine._sampler._adapters["snapshot"][1])
+    gc.collect()
+    gc.disable()
+    try:
+        engine.drop_run("run")
+        engine.drop_adapter("snapshot")
+        assert (master(), copied()) == (None, None)
+    finally:
+        gc.enable()
 
 
 def test_a_second_run_waits_for_room_and_a_run_never_makes_room_for_anything(one_folder: Path) -> None:

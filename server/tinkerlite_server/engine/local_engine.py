@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from tinkerlite.types import AdamParams
+from tinkerlite_server.engine.free_memory import free_bytes
 from tinkerlite_server.engine.full_files import holds_whole_model
 from tinkerlite_server.engine.full_model import (
     FullModel,
@@ -127,6 +128,13 @@ class LocalEngine:
                 f"{what} takes {needed:,} bytes, and {max(allowed - held, 0):,} of the {allowed:,} that this "
                 "server allows full fine-tuning (--full-gib) are free. Unload runs, train a LoRA adapter, or "
                 "allow more",
+                freeable=self._sampler.full_ids,
+            )
+        free = free_bytes(self._pool.device)
+        if free is not None and needed > free:
+            raise NoRoom(
+                f"{what} takes {needed:,} bytes, and {self._pool.device} has {free:,} free, less than the "
+                f"{allowed - held:,} that --full-gib would allow. Unload runs, or train a LoRA adapter",
                 freeable=self._sampler.full_ids,
             )
 
