@@ -6,13 +6,13 @@ Every function takes a job and returns numbers by metric, one a repetition.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
@@ -243,42 +243,29 @@ def request(job: Job) -> Measured:
 
 
 def request_overhead(job: Job) -> Measured:
-    """Milliseconds of the same beyond what our engine takes for it, alone in this process afterwards."""
-    over_http = request(job)["milliseconds"]
-    alone = median(_engine_milliseconds(job))
-    return {"milliseconds": [each - alone for each in over_http]}
+    """Milliseconds of the same less what the server says that its engine took for that very request."""
+    with _service(job) as service:
+        sampler = _sampler(service, job)
+        once = SamplingParams(max_tokens=1, temperature=1.0, stop=[])
+        milliseconds: list[float] = []
+        for repetition in range(job.repeats + 1):
+            prompt = ModelInput.from_ints(job.work.draw(repetition, job.vocab_size)[0][0][: job.work.prompt])
+            started = perf_counter()
+            [sequence] = sampler.sample(prompt, 1, once).result().sequences
+            whole = 1e3 * (perf_counter() - started)
+            milliseconds.append(whole - _engine_milliseconds(service, sequence.sequence_id))
+        return {"milliseconds": milliseconds[1:]}
 
 
-def _engine_milliseconds(job: Job) -> list[float]:
-    # Not before the client was measured: torch's threads would compete with it.
-    from tinkerlite_server.engine.catalog import build_catalog
-    from tinkerlite_server.engine.local_engine import LocalEngine
-    from tinkerlite_server.engine.protocols import EngineLimits, SampleWork
-
-    limits = EngineLimits()
-    engine = LocalEngine(build_catalog([job.model], limits), limits)
-
-    def once(repetition: int) -> None:
-        engine.submit(
-            SampleWork(
-                key=str(repetition),
-                base_model=job.model,
-                adapter_id=None,
-                prompt=job.work.draw(repetition, job.vocab_size)[0][0][: job.work.prompt],
-                num_samples=1,
-                max_tokens=1,
-                seeds=(repetition,),
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                stop_ids=frozenset(),
-            )
-        )
-        while engine.has_work:
-            engine.step()
-
-    once(0)
-    return [1e3 * each for each in timed(once, job.repeats)]
+def _engine_milliseconds(service: ServiceClient, sequence_id: str) -> float:
+    """What the engine took for a sample request: the server keeps results, and says so with each."""
+    connection, request_id = service.connection, sequence_id.rpartition(":")[0]
+    again = connection.wait(connection.send("POST", "retrieve_future", json={"request_id": request_id}))
+    timing = again.headers["server-timing"]
+    found = re.search(r"engine;dur=([\d.]+)", timing)
+    if found is None:
+        raise RuntimeError(f"the server's timing lacks its engine's: {timing}")
+    return float(found[1])
 
 
 def cold_start(job: Job) -> Measured:

@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -49,6 +49,16 @@ Outcome = Done | Failed
 
 
 @dataclass(frozen=True)
+class Times:
+    """Where the time of a settled request went, in seconds."""
+
+    queued: float
+    """From its acceptance until the engine's thread took it up."""
+    engine: float
+    """From then until its result was there; work that the engine did in between for others included."""
+
+
+@dataclass(frozen=True)
 class Ticket:
     """The receipt of `FutureTable.open`."""
 
@@ -65,7 +75,9 @@ class _Entry:
     owner: str
     key: Hashable | None
     group: Hashable | None
+    opened_at: float
     outcome: Outcome | None = None
+    begun_at: float | None = None
     settled_at: float = 0.0
     first_fetched_at: float | None = None
     waiters: list[_Waiter] = field(default_factory=lambda: [])
@@ -143,7 +155,7 @@ class FutureTable:
                     )
                 return Ticket(request_id, is_new=False)
             request_id = f"req-{secrets.token_hex(16)}"
-            self._entries[request_id] = _Entry(owner, key, group)
+            self._entries[request_id] = _Entry(owner, key, group, self._clock())
             if key is not None:
                 self._by_key[key] = (request_id, fingerprint)
             return Ticket(request_id, is_new=True)
@@ -154,6 +166,14 @@ class FutureTable:
             self._remove(request_id)
 
     # ---- settling ----
+
+    def begin(self, request_ids: Iterable[str]) -> None:
+        """The engine takes these up now; those that it had before are left as they are."""
+        with self._lock:
+            for request_id in request_ids:
+                entry = self._entries.get(request_id)
+                if entry is not None and entry.begun_at is None:
+                    entry.begun_at = self._clock()
 
     def settle(self, request_id: str, outcome: Outcome) -> None:
         """Record the result and wake whoever waits for it. The first outcome stands."""
@@ -278,6 +298,14 @@ class FutureTable:
             if entry.group is not None:
                 self._completions.drop(entry.group, request_id)
         return entry.outcome
+
+    def times(self, request_id: str) -> Times | None:
+        """Where the time of a settled request went; None where the engine had no part in it."""
+        with self._lock:
+            entry = self._entries.get(request_id)
+            if entry is None or entry.outcome is None or entry.begun_at is None:
+                return None
+            return Times(entry.begun_at - entry.opened_at, entry.settled_at - entry.begun_at)
 
     def owns(self, request_id: str, owner: str) -> bool:
         """Whether this is a live request of this owner."""

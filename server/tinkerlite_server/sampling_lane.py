@@ -72,6 +72,8 @@ class SamplingLane:
             admitted = self._queue.admit()
         for request_id in cancelled:
             self._executor.cancel_sample(request_id)
+        if admitted:
+            self._futures.begin(sample.request_id for sample in admitted)
         for sample in admitted:
             started = attempt("sample", lambda sample=sample: self._executor.start_sample(sample))
             if isinstance(started, ServerError):

@@ -38,6 +38,11 @@ with tml-, and takes any such key here unless --api-key is given. OpenAI's clien
 http://127.0.0.1:8000/oai/api/v1.
 """
 
+SWITCH_SECONDS = 2e-4
+"""How long a thread of Python waits before it asks the one that runs to make way. By default that is
+5 ms, for which the engine's thread would wait whenever HTTP's is at work: to begin a request, and after
+each of the hundreds of tensor operations of a pass."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
@@ -152,6 +157,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             f"  keys:   {len(settings.api_keys) or 'any'}\n"
             "Stop it with Ctrl-C."
         )
+        sys.setswitchinterval(SWITCH_SECONDS)
         _Server(app, ready).run(sockets=[listener])
     return 0
 

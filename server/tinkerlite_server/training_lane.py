@@ -121,6 +121,8 @@ class TrainingLane:
             merged = [op for op in picked if isinstance(op, ForwardBackward)]
             # Taken while locked: a run may be closed at any time, and its progress with it.
             progress = [self._progress[operation.request_id] for operation in merged]
+        if picked:
+            self._futures.begin(operation.request_id for operation in picked)
         if merged:
             self._forward_backward(merged, progress)
         elif picked:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tests.server.served import Caller, serving
@@ -29,6 +30,22 @@ def test_a_poll_is_answered_the_moment_the_result_is_there(caller: Caller, toy: 
     """The hold is 25 s and the suite's limit is not: an answer means that the waiter was woken."""
     model = caller.model()
     assert "metrics" in caller.result(caller.optim_step(model, 1))
+
+
+def test_results_say_in_the_standard_header_how_long_they_were_queued_and_how_long_the_engine_took(
+    caller: Caller,
+):
+    model, sampler = caller.model(), caller.sampler()
+    caller.post_forward_backward(model, 1, loss_fn="nonsense")  # so that the next step fails
+    for request_id in (
+        caller.submit_sample(sampler)["request_id"],
+        caller.optim_step(model, 2),
+        caller.forward_backward(model, 3),
+    ):
+        timing = caller.retrieve(request_id).headers["server-timing"]
+        found = re.fullmatch(r"queue;dur=(\d+\.\d{3}), engine;dur=(\d+\.\d{3})", timing)
+        assert found, timing
+        assert all(0 <= float(milliseconds) < 30e3 for milliseconds in found.groups())
 
 
 def test_an_unknown_request_is_not_found(caller: Caller):

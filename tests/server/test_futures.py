@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tinkerlite_server.errors import BadRequest, Gone, UnknownName
-from tinkerlite_server.futures import Done, Failed, FutureTable, fingerprint
+from tinkerlite_server.futures import Done, Failed, FutureTable, Times, fingerprint
 
 
 class Clock:
@@ -235,3 +235,24 @@ def test_reports_do_not_wake_those_who_wait_for_the_result():
         return await futures.wait(request_id, "me", None)
 
     assert asyncio.run(wait_for_it()) == Done(b"x")
+
+
+def test_a_settled_request_says_how_long_it_was_queued_and_how_long_in_the_engines_hands():
+    clock = Clock()
+    futures = table(clock)
+    request_id = futures.open("me").request_id
+    clock.now = 3.0
+    futures.begin([request_id])
+    assert futures.times(request_id) is None, "it is not settled"
+    clock.now = 5.0
+    futures.begin([request_id])  # it goes on in another turn
+    clock.now = 10.0
+    futures.settle(request_id, Done(b"x"))
+    assert futures.times(request_id) == Times(queued=3.0, engine=7.0)
+
+
+def test_what_the_engine_never_took_up_has_no_times():
+    futures = table()
+    request_id = futures.open("me").request_id
+    futures.settle(request_id, Failed("its session has ended", "user"))
+    assert futures.times(request_id) is None

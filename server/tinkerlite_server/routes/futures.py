@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from tinkerlite.wire import PROTOBUF_CONTENT_TYPE
-from tinkerlite_server.futures import Done
+from tinkerlite_server.futures import Done, Times
 from tinkerlite_server.routes.dialects import as_json
 from tinkerlite_server.routes.exchange import Body, Owner, Served, parse, read_json, reply
 
@@ -30,11 +30,19 @@ async def retrieve_future(request: Request, service: Served, owner: Owner) -> Re
     if outcome is None:
         waits_for = service.scheduler.why_waiting(request_id)
         return reply({"queue_state": "active", "queue_state_reason": waits_for}, 408)
+    headers = _timing(service.futures.times(request_id))
     if not isinstance(outcome, Done):
-        return reply({"error": outcome.message, "category": outcome.category})
+        return reply({"error": outcome.message, "category": outcome.category}, 200, **headers)
     if outcome.content == "json" or PROTOBUF_CONTENT_TYPE not in request.headers.get("accept", ""):
-        return Response(as_json(outcome), media_type="application/json")
-    return Response(outcome.body, media_type=PROTOBUF_CONTENT_TYPE)
+        return Response(as_json(outcome), headers=headers, media_type="application/json")
+    return Response(outcome.body, headers=headers, media_type=PROTOBUF_CONTENT_TYPE)
+
+
+def _timing(times: Times | None) -> dict[str, str]:
+    """In milliseconds, as the standard header has it: how long it was queued, and in the engine's hands."""
+    if times is None:
+        return {}
+    return {"Server-Timing": f"queue;dur={1e3 * times.queued:.3f}, engine;dur={1e3 * times.engine:.3f}"}
 
 
 @router.post("/cancel_future")
