@@ -1,8 +1,8 @@
 """Checkpoint folders: written under another name, synced, then renamed, so that none is half there.
 
-Folders are never deleted on request. What no checkpoint and no sampling session names any more
-is collected, and that covers deleted, replaced and expired checkpoints as well as what a crash
-left behind.
+Folders are never deleted on request. What no checkpoint and no sampling session names any more,
+and nobody reads, is collected, and that covers deleted, replaced and expired checkpoints as well
+as what a crash left behind.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _UNFINISHED = ".unfinished-"
@@ -24,10 +26,25 @@ class CheckpointFolders:
         root.mkdir(parents=True, exist_ok=True)
         self._root = root
         self._lock = threading.Lock()
+        self._read: Counter[str] = Counter()
 
     def path(self, folder: str) -> Path:
         """Where a folder is."""
         return self._root / folder
+
+    @contextmanager
+    def reading(self, folder: str) -> Iterator[Path | None]:
+        """Around what reads a folder: until it is done, the folder stays. None: it is gone already."""
+        path = self.path(folder)
+        with self._lock:
+            self._read[folder] += 1
+        try:
+            yield path if path.is_dir() else None
+        finally:
+            with self._lock:
+                self._read[folder] -= 1
+                if not self._read[folder]:
+                    del self._read[folder]
 
     def write(self, label: str, fill: Callable[[Path], None], register: Callable[[str, int], None]) -> None:
         """Make a folder; if anything raises on the way, nothing is left.
@@ -54,7 +71,7 @@ class CheckpointFolders:
     def collect(self, in_use: Callable[[], set[str]], *, unfinished: bool = False) -> None:
         """Delete the folders that are not in use; `unfinished` ones too when nothing can be writing."""
         with self._lock:
-            keep = in_use()
+            keep = in_use() | self._read.keys()
             for folder in self._root.iterdir():
                 half = folder.name.startswith(_UNFINISHED)
                 if folder.name not in keep and (unfinished or not half):

@@ -135,9 +135,17 @@ class Service:
             )
         return self.catalog[name]
 
-    def checkpoint_folder(self, checkpoint: CheckpointRow) -> Path:
-        """Where a checkpoint's files are."""
-        return self._folders.path(checkpoint.folder)
+    @contextmanager
+    def reading(self, checkpoint: CheckpointRow) -> Iterator[Path]:
+        """Around what reads a checkpoint's files: they stay until it is done, whoever deletes the checkpoint.
+
+        Raises:
+            UnknownName: it was deleted since it was looked up, and its files are gone.
+        """
+        with self._folders.reading(checkpoint.folder) as folder:
+            if folder is None:
+                raise UnknownName(f"{checkpoint.path} was deleted, replaced, or has expired")
+            yield folder
 
     # ---- sessions ----
 

@@ -55,3 +55,23 @@ def test_an_unfinished_folder_is_collected_only_when_nothing_can_be_writing(
     (tmp_path / ".unfinished-of-a-crash").mkdir()
     folders.collect(set, unfinished=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_read_stays_until_the_last_reader_is_done(folders: CheckpointFolders):
+    names: list[str] = []
+    folders.write("forgotten", fill, lambda name, size: names.append(name))
+    [name] = names
+    with folders.reading(name):
+        with folders.reading(name) as folder:
+            folders.collect(set)
+            assert folder is not None
+            assert (folder / "weights").read_bytes() == b"12345"
+        folders.collect(set)
+        assert folders.path(name).exists()
+    folders.collect(set)
+    assert not folders.path(name).exists()
+
+
+def test_who_comes_to_read_a_folder_that_was_collected_is_told(folders: CheckpointFolders):
+    with folders.reading("forgotten") as folder:
+        assert folder is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import stat
 import tarfile
 from datetime import UTC, datetime, timedelta
@@ -105,6 +106,22 @@ def test_part_of_a_file_can_be_fetched_to_go_on_after_a_lost_connection(caller: 
     rest = fetch(caller, url, Range="bytes=10-")
     assert rest.status_code == 206
     assert rest.content == whole[10:]
+
+
+def test_what_was_collected_between_look_up_and_open_is_not_found(caller: Caller, tmp_path: Path):
+    """As when a checkpoint is deleted just then: its row was still there, its files are not."""
+    model = caller.model()
+    export(caller, model)
+    signed = links(caller, model)["urls"]["adapter.npy"]
+    whole = archive(caller, model, "external_weights/final").headers["location"]
+    shutil.rmtree(*(tmp_path / "checkpoints").iterdir())
+    for response in (
+        fetch(caller, signed),
+        fetch(caller, whole),
+        caller.get(f"/training_runs/{model}/checkpoints/external_weights/final/external_weights_urls"),
+    ):
+        assert response.status_code == 404
+        assert "was deleted, replaced, or has expired" in response.json()["detail"]
 
 
 # ---- archives ----

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from email.utils import format_datetime
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from tinkerlite import types
 from tinkerlite_server.downloads import files_of, tar_size, tar_stream
@@ -32,7 +34,9 @@ async def external_weights_urls(
             "save_weights_external() writes. Any kind can be had as .../archive"
         )
     expires, urls = datetime.now(UTC), dict[str, str]()
-    for file in files_of(service.checkpoint_folder(row)):
+    with service.reading(row) as folder:
+        files = list(files_of(folder))
+    for file in files:
         expires, urls[file] = _link(request, service, "download_file", checkpoint_id=row.id, file=file)
     return reply(types.ExternalWeightsUrlsResponse(urls=urls, expires=expires))
 
@@ -67,13 +71,15 @@ async def download_archive(
 ) -> Response:
     """The files of a checkpoint as one tar stream, for whoever has a link to it."""
     row = _checkpoint(service, expires, signature, "download_archive", checkpoint_id=checkpoint_id)
-    files = files_of(service.checkpoint_folder(row))
     name = f"{row.run_id}.{row.kind}.{row.name}.tar".replace(":", ".")
-    headers = {
-        "Content-Length": str(tar_size(files)),
-        "Content-Disposition": f'attachment; filename="{name}"',
-    }
-    return StreamingResponse(tar_stream(files), headers=headers, media_type="application/x-tar")
+    with ExitStack() as reading:
+        files = files_of(reading.enter_context(service.reading(row)))
+        headers = {
+            "Content-Length": str(tar_size(files)),
+            "Content-Disposition": f'attachment; filename="{name}"',
+        }
+        archive = StreamingResponse(tar_stream(files), headers=headers, media_type="application/x-tar")
+        return Download(archive, reading.pop_all())
 
 
 @router.get("/downloads/{checkpoint_id}/files/{file:path}")
@@ -82,11 +88,26 @@ async def download_file(
 ) -> Response:
     """A file of a checkpoint, or a range of it, for whoever has a link to it."""
     row = _checkpoint(service, expires, signature, "download_file", checkpoint_id=checkpoint_id, file=file)
-    # Looked up among what is there, so that no name can lead out of the folder.
-    found = files_of(service.checkpoint_folder(row)).get(file)
-    if found is None:
-        raise UnknownName(f"{row.path} has no file {file!r}")
-    return FileResponse(found, media_type="application/octet-stream")
+    with ExitStack() as reading:
+        # Looked up among what is there, so that no name can lead out of the folder.
+        found = files_of(reading.enter_context(service.reading(row))).get(file)
+        if found is None:
+            raise UnknownName(f"{row.path} has no file {file!r}")
+        return Download(FileResponse(found, media_type="application/octet-stream"), reading.pop_all())
+
+
+class Download(Response):
+    """An answer that is read from a checkpoint's files, which stay until it is sent, or cannot be."""
+
+    def __init__(self, files: Response, reading: ExitStack) -> None:
+        super().__init__(status_code=files.status_code)
+        self._files = files
+        self._reading = reading
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        with self._reading:
+            await self._files(scope, receive, send)
 
 
 def _checkpoint(service: Service, expires: int, signature: str, route: str, **of: str) -> CheckpointRow:
