@@ -7,10 +7,14 @@ nothing is assumed.
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
+from tinkerlite.answers import read_model
 from tinkerlite.errors import APIError
-from tinkerlite.transport import Transport, read_model
 from tinkerlite.types import GetServerCapabilitiesResponse, SupportedModel
+
+if TYPE_CHECKING:
+    from tinkerlite.transport import Transport
 
 
 class Capabilities:

@@ -9,11 +9,11 @@ import asyncio
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Set
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import httpx
 from pydantic import BaseModel
 
+from tinkerlite.answers import read_model
 from tinkerlite.capabilities import Capabilities
 from tinkerlite.config import ClientConfig, Endpoint, resolve_endpoint
 from tinkerlite.errors import APIConnectionError, NotFoundError
@@ -22,8 +22,12 @@ from tinkerlite.loop import background_loop
 from tinkerlite.polling import ResultType, await_result
 from tinkerlite.progress import ProgressClock, WaitingBoard
 from tinkerlite.retry import UnpaidBill, resend
-from tinkerlite.transport import Transport, read_model
 from tinkerlite.types import ClientConfigResponse, UntypedAPIFuture
+
+if TYPE_CHECKING:
+    import httpx
+
+    from tinkerlite.transport import Transport
 
 T = TypeVar("T")
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -188,6 +192,8 @@ async def _open(
     tasks: Set[asyncio.Task[Any]],
     server_config: ClientConfigResponse | None,
 ) -> tuple[Transport, ClientConfigResponse]:
+    from tinkerlite.transport import Transport  # not before a server is to be reached, as it takes a while
+
     transport = await Transport.open(endpoint, config, background_loop(), tasks)
     try:
         return transport, server_config or await _handshake(transport, config)

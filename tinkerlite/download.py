@@ -15,17 +15,19 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING
 
-import httpx
-
+from tinkerlite.answers import read_model
 from tinkerlite.connection import Connection
 from tinkerlite.errors import APIResponseValidationError, CapabilityError, InvalidRequest, NotFoundError
-from tinkerlite.transport import read_model
 from tinkerlite.types import (
     CheckpointArchiveUrlResponse,
     ExternalWeightsUrlsResponse,
     ParsedCheckpointTinkerPath,
 )
+
+if TYPE_CHECKING:
+    import httpx
 
 URL_MARGIN = timedelta(minutes=5)
 """URLs that end within this are asked for anew before the next file."""

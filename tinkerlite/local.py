@@ -11,7 +11,6 @@ import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any
 
 from tinkerlite.errors import CapabilityError
@@ -57,6 +56,8 @@ class LocalServers:
 
 
 def _build(models: tuple[str, ...]) -> Any:
+    from importlib.metadata import entry_points
+
     found = list(entry_points(group=ENTRY_POINT_GROUP))
     if not found:
         raise CapabilityError(

@@ -10,10 +10,9 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-import httpx
-
+from tinkerlite.answers import read_json
 from tinkerlite.config import ClientConfig
 from tinkerlite.errors import (
     APIConnectionError,
@@ -27,8 +26,12 @@ from tinkerlite.errors import (
 )
 from tinkerlite.progress import ProgressClock, Waiting
 from tinkerlite.retry import UnpaidBill, backoff_seconds, is_transient, jittered
-from tinkerlite.transport import Transport, read_json
 from tinkerlite.wire import PROTOBUF_CONTENT_TYPE
+
+if TYPE_CHECKING:
+    import httpx
+
+    from tinkerlite.transport import Transport
 
 T = TypeVar("T")
 

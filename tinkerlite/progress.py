@@ -13,8 +13,6 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from rich.console import Console
-
 
 @dataclass(eq=False)
 class Waiting:
@@ -104,6 +102,8 @@ class WaitingBoard:
         known = sorted({each.queue for each in self._waiting if each.queue_state != "unknown"})
         queue = f"; queue: {', '.join(known)}" if known else ""
         # Not a live display: the user may have one, and logs and notebooks want lines.
+        from rich.console import Console  # seldom needed, and slow to import
+
         console = Console(stderr=True, highlight=False, emoji=False)
         console.print(
             f"[dim]tinkerlite: waiting for {listed}, {seconds:.0f} s so far{queue}[/dim]", soft_wrap=True

@@ -12,12 +12,12 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel
 
 from tinkerlite import download
+from tinkerlite.answers import read_model
 from tinkerlite.compat import resolved
 from tinkerlite.config import ClientConfig, environment
 from tinkerlite.connection import Connection
 from tinkerlite.errors import CapabilityError, InvalidRequest
 from tinkerlite.future import APIFuture
-from tinkerlite.transport import read_model
 from tinkerlite.types import (
     CheckpointArchiveUrlResponse,
     CheckpointsListResponse,

@@ -13,13 +13,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    retry_if_exception,
-    stop_before_delay,
-)
-
 from tinkerlite.errors import APIConnectionError, APIStatusError, BillingError, RateLimitError
 
 logger = logging.getLogger("tinkerlite")
@@ -94,6 +87,7 @@ async def resend(
     Raises:
         APIError: the last failure, with a note on how often it was tried.
     """
+    from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_before_delay
 
     def wait(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None

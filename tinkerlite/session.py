@@ -10,13 +10,15 @@ import itertools
 import logging
 import time
 import weakref
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tinkerlite.config import environment
 from tinkerlite.connection import PROTOCOL_VERSION, Connection
 from tinkerlite.errors import APIError, NotFoundError, ResultGoneError
-from tinkerlite.transport import Transport
 from tinkerlite.types import CreateSessionResponse
+
+if TYPE_CHECKING:
+    from tinkerlite.transport import Transport
 
 logger = logging.getLogger("tinkerlite")
 

@@ -6,20 +6,16 @@ of the calls. So `forward_backward` and `optim_step` can be called back to back 
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from tinkerlite import batches, custom_loss
 from tinkerlite.compat import Ready, offloaded, submitted
 from tinkerlite.connection import Connection
+from tinkerlite.custom_loss import NumpyLoss, require_torch
 from tinkerlite.errors import APIResponseValidationError, InvalidRequest
 from tinkerlite.future import APIFuture
-from tinkerlite.losses import check_data, check_is_data
-from tinkerlite.ordering import Turn, Turns
-from tinkerlite.polling import ResultType
-from tinkerlite.progress import ProgressClock
+from tinkerlite.operations import CustomLoss, Operations
 from tinkerlite.results import LOAD_STATE, OPTIM_STEP, SAVE_EXTERNAL, SAVE_FOR_SAMPLER, SAVE_STATE
 from tinkerlite.sampling_client import SamplerSource, SamplingClient
 from tinkerlite.session import Session
@@ -30,7 +26,6 @@ from tinkerlite.types import (
     ForwardBackwardOutput,
     GetInfoResponse,
     LoadWeightsResponse,
-    LossFnOutput,
     LossFnType,
     OptimParams,
     OptimStepResponse,
@@ -39,8 +34,6 @@ from tinkerlite.types import (
     SaveWeightsForSamplerResponse,
     SaveWeightsResponse,
 )
-
-T = TypeVar("T")
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
@@ -57,8 +50,7 @@ class TrainingClient(Ready):
         self._connection: Connection = session.connection
         self._info = info
         self.model_id = info.model_id
-        self._turns = Turns(self._connection, self.model_id)
-        self._clock = ProgressClock()
+        self._operations = Operations(self._connection, self.model_id)
 
     # ---- gradients ----
 
@@ -69,7 +61,7 @@ class TrainingClient(Ready):
         loss_fn_config: Mapping[str, float | str] | None = None,
     ) -> APIFuture[ForwardBackwardOutput]:
         """Loss and logprobs, leaving gradients alone. Arguments as for `forward_backward`."""
-        return self._run_batch("forward", data, loss_fn, loss_fn_config, forward_only=True)
+        return self._operations.start_batch("forward", data, loss_fn, loss_fn_config, forward_only=True)
 
     def forward_backward(
         self,
@@ -88,33 +80,14 @@ class TrainingClient(Ready):
         Raises:
             InvalidRequest, InvalidDatum: at once, naming datum and field; nothing was sent.
         """
-        return self._run_batch("forward_backward", data, loss_fn, loss_fn_config, forward_only=False)
-
-    def _run_batch(
-        self,
-        name: str,
-        data: Sequence[Datum],
-        loss_fn: str,
-        loss_fn_config: Mapping[str, float | str] | None,
-        *,
-        forward_only: bool,
-    ) -> APIFuture[ForwardBackwardOutput]:
-        check_data(data, loss_fn, loss_fn_config)
-        chunks = batches.pack(
-            self._connection, self.model_id, data, loss_fn, loss_fn_config, forward_only=forward_only
+        return self._operations.start_batch(
+            "forward_backward", data, loss_fn, loss_fn_config, forward_only=False
         )
-
-        async def operation(turn: Turn) -> ForwardBackwardOutput:
-            async with turn:
-                receipts = await batches.send_batch(self._connection, turn, chunks)
-            return await batches.collect(self._connection, receipts, name, self._clock)
-
-        return self._turns.start(operation, f"{name} of {len(data)} datums")
 
     def forward_backward_custom(
         self,
         data: Sequence[Datum],
-        loss_fn: custom_loss.CustomLossFn | custom_loss.NumpyLoss,
+        loss_fn: CustomLoss,
         *,
         loss_type_input: Literal["logprobs"] | None = None,
     ) -> APIFuture[ForwardBackwardOutput]:
@@ -142,44 +115,9 @@ class TrainingClient(Ready):
         """
         if loss_type_input not in (None, "logprobs"):
             raise InvalidRequest(f"loss_type_input is {loss_type_input!r}; a loss is a function of logprobs")
-        if not isinstance(loss_fn, custom_loss.NumpyLoss):
-            custom_loss.require_torch()
-        check_is_data(data)
-        given = list(data)
-        first_pass = custom_loss.forward_data(given)
-        check_data(first_pass, "cross_entropy")
-        name = "forward_backward_custom"
-        chunks = self._pack_cross_entropy(first_pass, forward_only=True)
-
-        async def operation(turn: Turn) -> ForwardBackwardOutput:
-            async with turn:
-                try:
-                    receipts = await batches.send_batch(self._connection, turn, chunks)
-                    output = await batches.collect(self._connection, receipts, name, self._clock)
-                    linear, second = await asyncio.to_thread(
-                        self._second_pass, given, output.loss_fn_outputs, loss_fn
-                    )
-                except Exception as error:
-                    turn.send_others_away(error)
-                    raise
-                receipts = await batches.send_batch(self._connection, turn, second)
-            return linear.add_to(await batches.collect(self._connection, receipts, name, self._clock))
-
-        return self._turns.start(operation, f"{name} of {len(given)} datums")
-
-    def _second_pass(
-        self,
-        data: list[Datum],
-        outputs: Sequence[LossFnOutput],
-        loss_fn: custom_loss.CustomLossFn | custom_loss.NumpyLoss,
-    ) -> tuple[custom_loss.LinearisedLoss, list[batches.PackedChunk]]:
-        linear = custom_loss.linearise(data, outputs, loss_fn)
-        return linear, self._pack_cross_entropy(linear.data, forward_only=False)
-
-    def _pack_cross_entropy(self, data: Sequence[Datum], *, forward_only: bool) -> list[batches.PackedChunk]:
-        return batches.pack(
-            self._connection, self.model_id, data, "cross_entropy", None, forward_only=forward_only
-        )
+        if not isinstance(loss_fn, NumpyLoss):
+            require_torch()
+        return self._operations.start_custom("forward_backward_custom", data, loss_fn)
 
     # ---- optimizer ----
 
@@ -200,7 +138,7 @@ class TrainingClient(Ready):
             )
         field = "adam_params" if isinstance(params, AdamParams) else "optimizer_params"
         body = {"type": "optim_step", field: params.model_dump()}
-        return self._run("optim_step", body, OPTIM_STEP)
+        return self._operations.start("optim_step", body, OPTIM_STEP)
 
     # ---- saving and loading ----
 
@@ -224,7 +162,7 @@ class TrainingClient(Ready):
             "path": _checked_name(name),
             **_given(ttl_seconds=ttl_seconds, user_metadata=user_metadata, overwrite=overwrite or None),
         }
-        return self._run("save_weights", body, SAVE_STATE)
+        return self._operations.start("save_weights", body, SAVE_STATE)
 
     def load_state(
         self, path: str, weights_access_token: str | None = None
@@ -247,7 +185,7 @@ class TrainingClient(Ready):
             "optimizer": optimizer,
             **_given(weights_access_token=weights_access_token),
         }
-        return self._run("load_weights", body, LOAD_STATE)
+        return self._operations.start("load_weights", body, LOAD_STATE)
 
     def save_weights_for_sampler(
         self, name: str, ttl_seconds: int | None = None, user_metadata: dict[str, str] | None = None
@@ -258,7 +196,7 @@ class TrainingClient(Ready):
             "path": _checked_name(name),
             **_given(ttl_seconds=ttl_seconds, user_metadata=user_metadata),
         }
-        return self._run("save_weights_for_sampler", body, SAVE_FOR_SAMPLER)
+        return self._operations.start("save_weights_for_sampler", body, SAVE_FOR_SAMPLER)
 
     def save_weights_external(
         self,
@@ -279,7 +217,7 @@ class TrainingClient(Ready):
             "path": _checked_name(name),
             **_given(ttl_seconds=ttl_seconds, age_encryption_recipients=age_encryption_recipients),
         }
-        return self._run("save_weights_external", body, SAVE_EXTERNAL)
+        return self._operations.start("save_weights_external", body, SAVE_EXTERNAL)
 
     def save_weights_and_get_sampling_client(
         self,
@@ -305,7 +243,7 @@ class TrainingClient(Ready):
             **_given(kind=None if kind == "snapshot" else kind),
             "sampling_session_seq_id": self._session.next_sampler_number(),
         }
-        saved = self._run("save_weights_for_sampler", body, SAVE_FOR_SAMPLER).result()
+        saved = self._operations.start("save_weights_for_sampler", body, SAVE_FOR_SAMPLER).result()
         sampler_id = _present(saved.sampling_session_id, "sampling_session_id")
         source = SamplerSource(sampler_id, self._base_model(), record_stability_info)
         return SamplingClient(self._connection, source, self._session)
@@ -333,20 +271,6 @@ class TrainingClient(Ready):
 
     def _base_model(self) -> str:
         return _present(self._info.model_data.model_name or self._info.model_name, "model_name")
-
-    def _run(self, path: str, body: dict[str, Any], result_type: ResultType[T]) -> APIFuture[T]:
-        connection = self._connection
-
-        async def operation(turn: Turn) -> T:
-            async with turn:
-                receipt = await turn.send(
-                    lambda seq_id: connection.submit(
-                        path, json={"model_id": self.model_id, "seq_id": seq_id, **body}
-                    )
-                )
-            return await connection.result(receipt, result_type, self._clock)
-
-        return self._turns.start(operation, result_type.name)
 
     def __repr__(self) -> str:
         rank = f", rank {self._info.lora_rank}" if self._info.lora_rank else ""

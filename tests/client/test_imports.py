@@ -18,6 +18,15 @@ def test_importing_the_package_imports_nothing_heavy():
     assert done.stdout == "[]\n"
 
 
+def test_importing_the_clients_imports_nothing_that_only_a_connection_needs():
+    script = (
+        "import sys; from tinkerlite import ServiceClient, TrainingClient, SamplingClient, types\n"
+        "print([name for name in ('httpx', 'rich', 'tenacity', 'torch') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_a_client_works_without_torch_and_transformers():
     script = (
         "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Generator
 from typing import Any
 
+from tinkerlite.answers import read_json
 from tinkerlite.config import ClientConfig
 from tinkerlite.connection import PROTOCOL_VERSION, Connection
 from tinkerlite.doctor.findings import Finding
@@ -20,7 +21,6 @@ from tinkerlite.errors import (
     PermissionDeniedError,
 )
 from tinkerlite.service_client import ServiceClient
-from tinkerlite.transport import read_json
 
 ROUND_TRIPS = 7
 SLOW_SECONDS = 0.5

@@ -22,7 +22,8 @@ CHECKPOINT_TYPES: dict[str, CheckpointType] = {
 class Response(BaseModel):
     """Base of the answers: fields that we do not know are ignored, since servers add some."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+    # Built when first met: there are many, and a process sees few of them.
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=(), defer_build=True)
 
 
 class SupportedModel(Response):
