@@ -20,7 +20,7 @@ from tinkerlite.progress import ProgressClock
 from tinkerlite.results import forward_backward_result
 from tinkerlite.retry import is_transient
 from tinkerlite.types import Datum, ForwardBackwardOutput, ForwardBackwardRequest, UntypedAPIFuture
-from tinkerlite.wire import PROTOBUF_CONTENT_TYPE, encode_forward_backward_request
+from tinkerlite.wire import PROTOBUF_CONTENT_TYPE, forward_backward_parts
 
 _TRIPS_OVER_PROTOBUF = (415, 422, 500)
 """How servers that read JSON alone answer a body in protobuf."""
@@ -31,7 +31,12 @@ class PackedChunk:
     """One request, already in bytes but for its number, which it gets when it is sent."""
 
     request: ForwardBackwardRequest
-    content: bytes
+    parts: list[bytes]
+
+    def numbered(self, seq_id: int) -> bytes:
+        """The body, with its number behind it."""
+        number = ForwardBackwardRequest(model_id="", seq_id=seq_id, data=[], loss_fn="")
+        return b"".join([*self.parts, *forward_backward_parts(number)])
 
 
 def pack(
@@ -60,7 +65,7 @@ def pack(
         )
         for chunk in chunks
     ]
-    return [PackedChunk(request, encode_forward_backward_request(request)) for request in requests]
+    return [PackedChunk(request, forward_backward_parts(request)) for request in requests]
 
 
 async def send_batch(
@@ -142,7 +147,7 @@ async def _submit_protobuf(
     connection: Connection, chunk: PackedChunk, seq_id: int, *, persist: bool = True
 ) -> UntypedAPIFuture:
     headers = {"Content-Type": PROTOBUF_CONTENT_TYPE}
-    content = _numbered(chunk, seq_id)
+    content = chunk.numbered(seq_id)
     if connection.server_config.proto_compress_fwdbwd:
         # In a thread: a chunk of several MB would hold up everything else on the loop.
         smaller = await asyncio.to_thread(compressed, content)
@@ -157,12 +162,6 @@ async def _submit_json(
     path = "forward" if chunk.request.forward_only else "forward_backward"
     body = forward_backward_to_json(replace(chunk.request, seq_id=seq_id))
     return await connection.submit(path, json=body, persist=persist)
-
-
-def _numbered(chunk: PackedChunk, seq_id: int) -> bytes:
-    # Protobuf messages written one after the other read as their union.
-    number = ForwardBackwardRequest(model_id="", seq_id=seq_id, data=[], loss_fn="")
-    return chunk.content + encode_forward_backward_request(number)
 
 
 async def collect(

@@ -36,7 +36,7 @@ def prompt_to_json(prompt: ModelInput) -> Json:
 
 def _chunk_to_json(chunk: ModelInputChunk) -> Json:
     if isinstance(chunk, EncodedTextChunk):
-        return {"type": "encoded_text", "tokens": np.asarray(chunk.tokens, dtype=np.int64).tolist()}
+        return {"type": "encoded_text", "tokens": chunk.to_numpy().tolist()}
     return chunk.model_dump(mode="json", exclude_none=True)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 
@@ -36,10 +36,15 @@ class LossSchema:
     many_targets: bool = False
     """Whether `target_tokens` may be (N, K): K targets at every position."""
 
-    @property
+    @cached_property
+    def needed(self) -> list[str]:
+        """All that must be given, `target_tokens` first."""
+        return ["target_tokens", *sorted(self.required)]
+
+    @cached_property
     def names(self) -> list[str]:
-        """All that may be given, `target_tokens` first."""
-        return ["target_tokens", *sorted(self.required), *sorted(self.optional)]
+        """All that may be given, in the same order."""
+        return [*self.needed, *sorted(self.optional)]
 
 
 _POLICY = frozenset({"logprobs", "advantages"})
@@ -111,7 +116,7 @@ def _check_model_input(model_input: ModelInput, where: str) -> int | None:
     length: int | None = 0
     for number, chunk in enumerate(model_input.chunks):
         if isinstance(chunk, EncodedTextChunk):
-            _check_token_ids(chunk.tokens, f"{where}.chunks[{number}]")
+            _check_token_ids(chunk, where, number)
         tokens = (
             chunk.expected_tokens if isinstance(chunk, ImageChunk | ImageAssetPointerChunk) else chunk.length
         )
@@ -121,23 +126,22 @@ def _check_model_input(model_input: ModelInput, where: str) -> int | None:
     return length
 
 
-def _check_token_ids(tokens: Sequence[int], where: str) -> None:
-    ids: np.ndarray[Any, Any] = np.asarray(tokens)
-    if ids.size == 0:
-        return
-    if ids.dtype.kind not in "iu" or ids.ndim != 1:
-        raise InvalidDatum(f"{where}: token ids must be a flat list of integers, not {ids.dtype} {ids.shape}")
-    if ids.min() < 0 or ids.max() > MAX_TOKEN_ID:
+def _check_token_ids(chunk: EncodedTextChunk, where: str, number: int) -> None:
+    try:
+        ids = chunk.to_numpy()
+    except InvalidInput as error:
+        raise InvalidDatum(f"{where}.chunks[{number}]: {error}") from None
+    if ids.size and (ids.min() < 0 or ids.max() > MAX_TOKEN_ID):
         bad = int(np.argmax((ids < 0) | (ids > MAX_TOKEN_ID)))
-        raise InvalidDatum(f"{where}: token {bad} is {ids[bad]}, which is no token id")
+        raise InvalidDatum(f"{where}.chunks[{number}]: token {bad} is {ids[bad]}, which is no token id")
 
 
 def _check_inputs(datum: Datum, length: int | None, loss_fn: str, schema: LossSchema, where: str) -> None:
     inputs = datum.loss_fn_inputs
-    for name in ("target_tokens", *sorted(schema.required)):
+    for name in schema.needed:
         if name not in inputs:
             raise InvalidDatum(f"{where} lacks {name!r}, which {loss_fn} needs; it has {sorted(inputs)}")
-    if unknown := sorted(set(inputs) - set(schema.names)):
+    if unknown := sorted(inputs.keys() - schema.names):
         raise InvalidDatum(f"{where}[{unknown[0]!r}] means nothing to {loss_fn}, which takes {schema.names}")
     targets = inputs["target_tokens"]
     _check_targets(targets, length, loss_fn, schema, f"{where}['target_tokens']")
@@ -168,9 +172,12 @@ def _check_tensor(name: str, tensor: TensorData, shape: list[int], where: str) -
         )
     values = tensor.values
     if tensor.dtype == "float32":
+        if np.isfinite(values).all():
+            return
         wrong, rule = ~np.isfinite(values), "it must be finite"
     else:
+        if not values.size or (values.min() >= 0 and values.max() <= MAX_TOKEN_ID):
+            return
         wrong, rule = (values < 0) | (values > MAX_TOKEN_ID), "that is no token id"
-    if wrong.any():
-        place = int(np.argmax(wrong.reshape(-1)))
-        raise InvalidDatum(f"{where}: value {place} is {values.reshape(-1)[place]}; {rule}")
+    place = int(np.argmax(wrong.reshape(-1)))
+    raise InvalidDatum(f"{where}: value {place} is {values.reshape(-1)[place]}; {rule}")

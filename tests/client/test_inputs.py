@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import pickle
+from typing import Any
+
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from tinkerlite import types
 from tinkerlite.errors import InvalidDatum, InvalidInput
@@ -35,8 +41,53 @@ def test_audio_without_a_header_has_no_length(bad: bytes):
         _ = types.DmelChunk(dmel=bad).length
 
 
-def test_tokens_from_an_array_are_those_from_a_list():
-    assert types.ModelInput.from_ints(np.array([1, 2])) == types.ModelInput.from_ints([1, 2])
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint16, bool, float])
+def test_tokens_from_an_array_are_those_from_a_list(dtype: type):
+    of_list, of_array = (types.ModelInput.from_ints(each) for each in ([1, 0, 1], np.array([1, 0, 1], dtype)))
+    assert of_array == of_list
+    assert of_list == of_array
+    assert of_array.to_ints() == [1, 0, 1]
+    np.testing.assert_array_equal(of_array.to_numpy(), [1, 0, 1])
+    assert prompt_to_json(of_array) == prompt_to_json(of_list)
+    assert of_array.model_dump_json() == of_list.model_dump_json()
+    assert types.ModelInput.model_validate(of_array.model_dump()) == of_list
+    assert pickle.loads(pickle.dumps(of_array)) == copy.deepcopy(of_array) == of_list
+    assert repr(of_array) == repr(of_list)
+
+
+def test_tokens_of_an_array_read_as_a_list_would():
+    [chunk] = types.ModelInput.from_ints(np.arange(5)).chunks
+    assert isinstance(chunk, types.EncodedTextChunk)
+    tokens = chunk.tokens
+    assert tokens == [0, 1, 2, 3, 4]
+    assert tokens != [0, 1, 2, 3]
+    assert list(tokens) == tokens[:]
+    assert (tokens[-1], tokens[1:3], len(tokens), 3 in tokens, tokens.index(2)) == (4, [1, 2], 5, True, 2)
+    assert [9, *tokens] == [9, *tokens]
+    assert [*tokens, 9] == [*tokens, 9]
+    assert all(type(token) is int for token in (*tokens, tokens[0]))
+    assert json.loads(json.dumps(tokens[:])) == tokens
+    with pytest.raises(TypeError):
+        tokens[0] = 1  # type: ignore[index]
+
+
+def test_what_happens_to_an_array_later_does_not_reach_the_input_made_of_it():
+    array = np.array([1, 2, 3])
+    prompt = types.ModelInput.from_ints(array)
+    array[0] = prompt.to_numpy()[1] = 9
+    assert prompt.to_ints() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("bad", [np.array([1.5]), np.array([[1, 2]]), np.array(["a"])])
+def test_an_array_that_holds_no_token_ids_is_refused(bad: np.ndarray):
+    with pytest.raises(ValidationError):
+        types.ModelInput.from_ints(bad)
+
+
+@pytest.mark.parametrize("tokens", [[2**70], np.array([2**64 - 1], np.uint64)])
+def test_a_number_beyond_all_ids_is_named(tokens: Any):
+    with pytest.raises(InvalidInput, match=r"\d{20} is no token id"):
+        types.ModelInput.from_ints(tokens).to_numpy()
 
 
 def test_spans_that_do_not_cover_the_tokens_are_refused():

@@ -32,6 +32,7 @@ from tinkerlite.wire import (
     encode_forward_backward_output,
     encode_forward_backward_request,
     encode_sample_response,
+    forward_backward_parts,
 )
 from tinkerlite.wire import messages_pb2 as pb
 
@@ -160,6 +161,20 @@ def test_a_request_without_a_number_can_be_given_one_by_writing_it_behind():
     joined = encode_forward_backward_request(unnumbered) + encode_forward_backward_request(number)
     decoded = decode_forward_backward_request(joined)
     assert (decoded.model_id, decoded.seq_id, decoded.loss_fn, decoded.data) == ("m", 9, "ppo", [datum])
+
+
+def test_a_body_in_parts_reads_as_one_message_of_all_its_datums():
+    """The parts are written datum by datum; protobuf itself writes the whole, to the same effect."""
+    data = [Datum(ModelInput.from_ints([i, i + 1]), {"target_tokens": [i + 1, i]}) for i in range(3)]
+    body = encode_forward_backward_request(request(data))
+    assert body == b"".join(forward_backward_parts(request(data)))
+    whole = pb.ForwardBackwardRequest()
+    whole.ParseFromString(body)
+    again = pb.ForwardBackwardRequest()
+    again.ParseFromString(whole.SerializeToString())
+    assert again == whole
+    assert len(whole.data) == 3
+    assert decode_forward_backward_request(whole.SerializeToString()).data == data
 
 
 @pytest.mark.parametrize("tokens", [[-1], [2**31]])

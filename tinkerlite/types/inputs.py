@@ -6,8 +6,8 @@ Text is token ids; nothing here knows a tokenizer.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,16 +35,85 @@ class Params(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class TokenIds(Sequence[int]):
+    """Token ids in an array, to be read as a list of them would be. It is a copy, and stays as it is.
+
+    So that ids which come in arrays, and leave as bytes, never become a list in between.
+    """
+
+    __slots__ = ("array",)
+
+    def __init__(self, ids: Sequence[int] | NDArray[np.integer]) -> None:
+        self.array: NDArray[np.int64] = np.array(ids, dtype=np.int64)
+        self.array.flags.writeable = False
+
+    def __len__(self) -> int:
+        return self.array.size
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        return self.array[index].tolist()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.array.tolist())
+
+    def __add__(self, other: Sequence[int]) -> list[int]:
+        return [*self, *other]
+
+    def __radd__(self, other: Sequence[int]) -> list[int]:
+        return [*other, *self]
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, TokenIds):
+            return np.array_equal(self.array, other.array)
+        return self.array.tolist() == other
+
+    __hash__ = None  # type: ignore[assignment]  # as of lists
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.array(self.array, dtype=dtype) if copy else np.asarray(self.array, dtype=dtype)
+
+    def __repr__(self) -> str:
+        return repr(self.array.tolist())
+
+
+def _to_list(tokens: Sequence[int]) -> list[int]:
+    return list(tokens)
+
+
 class EncodedTextChunk(Params):
     """A run of token ids."""
 
-    tokens: Sequence[int]
+    tokens: Annotated[Sequence[int], PlainSerializer(_to_list)]
     type: Literal["encoded_text"] = "encoded_text"
+
+    @classmethod
+    def from_numpy(cls, ids: NDArray[Any]) -> EncodedTextChunk:
+        """A chunk of an array of integers, (N,). Any other array is what a list of its numbers would be."""
+        if ids.ndim == 1 and np.can_cast(ids.dtype, np.int64):
+            return cls.model_construct(tokens=TokenIds(ids))
+        return cls(tokens=ids.tolist())
 
     @property
     def length(self) -> int:
         """How many tokens."""
         return len(self.tokens)
+
+    def to_numpy(self) -> NDArray[np.int64]:
+        """The ids as int64 (N,), not to be written to.
+
+        Raises:
+            InvalidInput: one is too large for that.
+        """
+        if isinstance(self.tokens, TokenIds):
+            return self.tokens.array
+        try:
+            return np.fromiter(self.tokens, np.int64, len(self.tokens))
+        except OverflowError as error:
+            raise InvalidInput(f"a number as large as {max(self.tokens, key=abs)} is no token id") from error
 
 
 class _Image(Params):
@@ -124,8 +193,9 @@ class ModelInput(Params):
     @classmethod
     def from_ints(cls, tokens: Sequence[int] | NDArray[np.integer]) -> ModelInput:
         """One text chunk of these token ids."""
-        ids = tokens.tolist() if isinstance(tokens, np.ndarray) else list(tokens)
-        return cls(chunks=[EncodedTextChunk(tokens=ids)])
+        if isinstance(tokens, np.ndarray):
+            return cls(chunks=[EncodedTextChunk.from_numpy(tokens)])
+        return cls(chunks=[EncodedTextChunk(tokens=list(tokens))])
 
     @classmethod
     def empty(cls) -> ModelInput:
@@ -143,16 +213,19 @@ class ModelInput(Params):
         Raises:
             InvalidInput: there is a chunk that is not text.
         """
-        ids: list[int] = []
+        return [token for chunk in self._texts() for token in chunk.tokens]
+
+    def to_numpy(self) -> NDArray[np.int64]:
+        """All token ids as int64 (N,), a copy; errors as of `to_ints` and of a chunk."""
+        return np.concatenate([np.zeros(0, np.int64), *(chunk.to_numpy() for chunk in self._texts())])
+
+    def _texts(self) -> list[EncodedTextChunk]:
+        texts: list[EncodedTextChunk] = []
         for index, chunk in enumerate(self.chunks):
             if not isinstance(chunk, EncodedTextChunk):
                 raise InvalidInput(f"chunk {index} is of type {chunk.type!r} and has no token ids")
-            ids.extend(chunk.tokens)
-        return ids
-
-    def to_numpy(self) -> NDArray[np.int64]:
-        """All token ids as int64 (N,); the same errors as `to_ints`."""
-        return np.asarray(self.to_ints(), dtype=np.int64)
+            texts.append(chunk)
+        return texts
 
     def append(self, chunk: ModelInputChunk) -> ModelInput:
         """A new input with one more chunk."""

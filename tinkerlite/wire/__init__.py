@@ -9,6 +9,7 @@ from tinkerlite.wire.codec import (
     encode_forward_backward_output,
     encode_forward_backward_request,
     encode_sample_response,
+    forward_backward_parts,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "encode_forward_backward_output",
     "encode_forward_backward_request",
     "encode_sample_response",
+    "forward_backward_parts",
 ]

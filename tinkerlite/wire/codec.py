@@ -55,13 +55,9 @@ def _array(data: bytes, dtype: np.dtype[Any], field: str) -> NDArray[Any]:
     return np.frombuffer(data, dtype=dtype)
 
 
-def _token_bytes(tokens: Sequence[int] | NDArray[np.integer], field: str) -> bytes:
-    ids = np.asarray(tokens)
-    if ids.size == 0:
-        return b""
-    if ids.dtype.kind not in "iu" or ids.ndim != 1:
-        raise WireError(f"{field}: token ids must be a flat list of integers")
-    if ids.min() < 0 or ids.max() > _INT32_MAX:
+def _token_bytes(chunk: EncodedTextChunk, field: str) -> bytes:
+    ids = chunk.to_numpy()
+    if ids.size and (ids.min() < 0 or ids.max() > _INT32_MAX):
         raise WireError(f"{field}: token ids must lie in 0..{_INT32_MAX}")
     return ids.astype(INT32).tobytes()
 
@@ -209,7 +205,16 @@ def decode_sample_response(body: bytes, sequence_ids: Sequence[str] = ()) -> Sam
 
 def encode_forward_backward_request(request: ForwardBackwardRequest) -> bytes:
     """The body of a forward_backward request."""
-    message = pb.ForwardBackwardRequest(
+    return b"".join(forward_backward_parts(request))
+
+
+def forward_backward_parts(request: ForwardBackwardRequest) -> list[bytes]:
+    """The same body in parts, to be put one behind the other, and behind or before parts of the same request.
+
+    Protobuf messages that follow each other read as their union. Here each datum is one, small enough for
+    its memory to serve the next: as one message, megabytes would be copied through fresh memory twice more.
+    """
+    head = pb.ForwardBackwardRequest(
         model_id=request.model_id,
         seq_id=request.seq_id,
         loss_fn=request.loss_fn,
@@ -217,12 +222,14 @@ def encode_forward_backward_request(request: ForwardBackwardRequest) -> bytes:
     )
     for name, value in request.loss_fn_config.items():
         if isinstance(value, str):
-            message.loss_fn_config_v2[name].text = value
+            head.loss_fn_config_v2[name].text = value
         else:
             # Numbers go into both maps: older servers read only the first.
-            message.loss_fn_config[name] = value
-            message.loss_fn_config_v2[name].number = value
+            head.loss_fn_config[name] = value
+            head.loss_fn_config_v2[name].number = value
+    parts = [head.SerializeToString()]
     for index, datum in enumerate(request.data):
+        message = pb.ForwardBackwardRequest()
         encoded = message.data.add()
         for number, chunk in enumerate(datum.model_input.chunks):
             _encode_chunk(chunk, encoded.model_input.add(), f"data[{index}].model_input[{number}]")
@@ -230,7 +237,8 @@ def encode_forward_backward_request(request: ForwardBackwardRequest) -> bytes:
             _encode_tensor(tensor, encoded.loss_fn_inputs[name])
         encoded.model_input_spans.extend(map(_span, datum.model_input_spans or ()))
         encoded.loss_fn_input_spans.extend(map(_span, datum.loss_fn_input_spans or ()))
-    return message.SerializeToString()
+        parts.append(message.SerializeToString())
+    return parts
 
 
 def _span(span: ProvenanceSpan) -> pb.ProvenanceSpan:
@@ -250,7 +258,7 @@ def _encode_chunk(chunk: ModelInputChunk, message: pb.Chunk, field: str) -> None
     elif isinstance(chunk, ImageAssetPointerChunk):
         raise WireError(f"{field} points to an image; a request to train has the image itself")
     else:
-        message.encoded_text.tokens = _token_bytes(chunk.tokens, field)
+        message.encoded_text.tokens = _token_bytes(chunk, field)
 
 
 def decode_forward_backward_request(body: bytes) -> ForwardBackwardRequest:
@@ -292,7 +300,7 @@ def _decode_datum(message: pb.Datum, field: str) -> Datum:
 def _decode_chunk(message: pb.Chunk, field: str) -> ModelInputChunk:
     kind = message.WhichOneof("chunk")
     if kind == "encoded_text":
-        return EncodedTextChunk(tokens=_array(message.encoded_text.tokens, INT32, field).tolist())
+        return EncodedTextChunk.from_numpy(_array(message.encoded_text.tokens, INT32, field))
     if kind == "image":
         image = message.image
         if image.format not in ("png", "jpeg"):
