@@ -23,7 +23,7 @@ from cookbook.diagnostics import (
     rollout_figures,
     staleness_figures,
 )
-from cookbook.evaluation import Evaluation, evaluate
+from cookbook.evaluation import Evaluation, SampledEvaluation, evaluate, evaluate_sampled
 from cookbook.guards import RunStopped, sign_of_collapse
 from cookbook.metrics import Row, without_not_finite
 from cookbook.renderers import Renderer
@@ -160,7 +160,7 @@ def finish_row(row: dict[str, Any], rows: list[Row], record: Record, *, stop: bo
         raise RunStopped(f"step {row['step']}: {sign}.")
 
 
-def evaluation_figures(evaluation: Evaluation) -> Row:
+def evaluation_figures(evaluation: Evaluation | SampledEvaluation) -> Row:
     """Accuracy and its 95% interval, as every recipe records them."""
     return {"accuracy": evaluation.accuracy, "accuracy_interval": list(evaluation.interval)}
 
@@ -176,6 +176,27 @@ def accuracy_measure(
         if known:
             return evaluation_figures(known.pop())
         found = evaluate(sampler, problems, renderer=renderer, task=task, max_tokens=max_tokens)
+        return evaluation_figures(found)
+
+    return measure
+
+
+def sampled_accuracy_measure(
+    task: Task, renderer: Renderer, count: int, max_tokens: int, *, samples: int, seed: int
+) -> Measure:
+    """avg@k on the first `count` held-out problems, at temperature 1."""
+    problems = task.held_out(count)
+
+    def measure(sampler: SamplingClient) -> Row:
+        found = evaluate_sampled(
+            sampler,
+            problems,
+            renderer=renderer,
+            task=task,
+            max_tokens=max_tokens,
+            samples=samples,
+            seed=seed,
+        )
         return evaluation_figures(found)
 
     return measure

@@ -112,7 +112,7 @@ class Experiment(Generic[Setting]):
     sizes: Mapping[Size, Setting]
     """Settings by size; "smoke" and "small" at least."""
     models: Callable[[Setting, Path], Sequence[str]]
-    """Base models that the server must offer. May write models of its own into the folder (`scratch`)."""
+    """Base models that the server must offer; new ones are written into the folder (`scratch_model`)."""
     run: Callable[[Bench, Setting], None]
     """Everything, for one seed. Rows go to `bench.record` and `bench.note`."""
     tables: Callable[[Sequence[Result]], str]

@@ -2,45 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from cookbook.experiments.scratch import ScratchModel
+from cookbook.experiments.homophones import HOMOPHONES
 from cookbook.ledger import Ledger, ModelShape, ledger
-from cookbook.loop import TrainConfig
+from cookbook.loop import Measure, TrainConfig, accuracy_measure, sampled_accuracy_measure
+from cookbook.mathematics import MathTask, reasoning_examples
 from cookbook.metrics import Row
-from cookbook.renderers import Renderer, chatml
-from cookbook.rollouts import Problem, Task
+from cookbook.renderers import RenderedExample, Renderer, chatml
+from cookbook.rollouts import Task
 from cookbook.runs import choose
-from cookbook.supervised import SupervisedConfig
+from cookbook.scratch_model import ScratchConfig, write_scratch_model
+from cookbook.supervised import SupervisedConfig, with_answer
 from cookbook.tasks import TASKS
 from tinkerlite import SamplingClient, ServiceClient, TrainingClient
-from tinkerlite.types import ModelInput, SamplingParams
 
 TrainingConfig = TypeVar("TrainingConfig", TrainConfig, SupervisedConfig)
 
-BaseModel = str | ScratchModel
+BaseModel = str | ScratchConfig
 """A name that the server knows, or the dimensions of a model to be made."""
 
 
 def base_models(models: Sequence[BaseModel], folder: Path, seed: int = 0) -> list[str]:
     """Names for the server; models to be made are written into the folder first."""
-    return [
-        model if isinstance(model, str) else model.write(folder / f"model-{index}", seed)
-        for index, model in enumerate(models)
-    ]
+    names: list[str] = []
+    for index, model in enumerate(models):
+        if isinstance(model, str):
+            names.append(model)
+        else:
+            out = str(folder / f"model-{index}")
+            write_scratch_model(replace(model, out=out, seed=seed))
+            names.append(out)
+    return names
+
+
+TASKS_AT_ALL_SIZES: Mapping[str, Task] = {**TASKS, "homophones": HOMOPHONES, "deepmath": MathTask()}
 
 
 def task_named(name: str) -> Task:
-    """One of the cookbook's tasks."""
-    return choose("task", name, TASKS)
+    """One of the cookbook's tasks, the cipher, or mathematics at full size."""
+    return choose("task", name, TASKS_AT_ALL_SIZES)
+
+
+def examples_to_imitate(
+    task: Task, renderer: Renderer, seed: int, *, longest: int
+) -> Iterator[RenderedExample]:
+    """Reasoning of OpenThoughts, of at most `longest` tokens; if that is 0, the task's own answers."""
+    if longest:
+        return reasoning_examples(renderer, seed, longest=longest)
+    return (renderer.training_example(with_answer(problem)) for problem in task.training_problems(seed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """How accuracy is measured."""
+
+    problems: int = 200
+    """Held-out ones."""
+    samples: int = 1
+    """Of each: avg@k at temperature 1. 0 asks once, greedily."""
+    max_tokens: int = 16
+    """Longest reply."""
+
+    def measure(self, task: Task, renderer: Renderer, seed: int) -> Measure:
+        """For `train` and `train_on_examples`."""
+        if self.samples == 0:
+            return accuracy_measure(task, renderer, self.problems, self.max_tokens)
+        return sampled_accuracy_measure(
+            task, renderer, self.problems, self.max_tokens, samples=self.samples, seed=seed
+        )
 
 
 def fresh_student(service: ServiceClient, model: str, rank: int, seed: int) -> TrainingClient:
-    """A LoRA adapter that changes nothing yet."""
+    """A LoRA adapter that changes nothing yet or, of rank 0, all weights of the base model."""
+    if rank == 0:
+        return service.create_training_client(model)
     return service.create_lora_training_client(model, rank=rank, seed=seed)
+
+
+def shape_of(trainer: TrainingClient, rank: int) -> ModelShape:
+    """Dimensions of a student, for the ledger."""
+    return ModelShape.of_tokenizer(trainer.get_tokenizer(), rank=rank, trains_adapter=rank > 0)
 
 
 def seeded(config: TrainingConfig, seed: int) -> TrainingConfig:
@@ -70,16 +115,6 @@ def with_flops(
 ) -> list[tuple[Row, Ledger]]:
     """Each evaluated row with what it had cost to get there."""
     return [(row, ledger(rows, student, teacher, until=row["step"])) for row in evaluated(rows)]
-
-
-def greedy_replies(
-    sampler: SamplingClient, problems: Sequence[Problem], *, renderer: Renderer, max_tokens: int
-) -> list[str]:
-    """The likeliest reply to each problem, as text."""
-    greedy = SamplingParams(max_tokens=max_tokens, temperature=0.0, stop=renderer.stop_tokens)
-    prompts = [ModelInput.from_ints(renderer.generation_prompt(problem.messages)) for problem in problems]
-    pending = [sampler.sample(prompt, num_samples=1, sampling_params=greedy) for prompt in prompts]
-    return [renderer.parse(future.result().sequences[0].tokens).text for future in pending]
 
 
 def shapes_in(rows: Sequence[Row]) -> dict[str, ModelShape]:

@@ -1,6 +1,6 @@
 import pytest
 
-from cookbook.evaluation import Evaluation, compare_paired, wilson_interval
+from cookbook.evaluation import Evaluation, SampledEvaluation, compare_paired, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,19 @@ def test_models_that_agree_everywhere_cannot_be_told_apart():
 def test_evaluations_of_different_sizes_do_not_compare():
     with pytest.raises(ValueError, match="shorter"):
         compare_paired(Evaluation((True, False)), Evaluation((True,)))
+
+
+# ---- several samples of each problem ----
+
+
+def test_avg_at_k_is_the_mean_share_with_an_interval_over_problems():
+    evaluation = SampledEvaluation((1.0, 0.5, 0.0, 0.5))
+    assert evaluation.accuracy == 0.5
+    half = 1.96 * (0.5 / 3) ** 0.5 / 2  # the shares' variance is 0.5 / 3, and there are four
+    assert evaluation.interval == pytest.approx((0.5 - half, 0.5 + half), abs=1e-4)
+
+
+def test_problems_that_all_went_alike_are_no_certainty():
+    assert SampledEvaluation((0.0,) * 30).interval == wilson_interval(0, 30)
+    assert SampledEvaluation((1.0,) * 30).interval == wilson_interval(30, 30)
+    assert SampledEvaluation((1.0,)).interval == wilson_interval(1, 1)

@@ -27,10 +27,8 @@ from cookbook.experiments.pages import (
     write_figure,
 )
 from cookbook.experiments.results import check_one_setting, load_results, result_file, writing
-from cookbook.experiments.scratch import ScratchModel, byte_tokenizer
 from cookbook.experiments.statistics import estimate, percent
 from tinkerlite import ServiceClient
-from tinkerlite.types import ModelInput
 
 ROOT = Path(__file__).parent.parent.parent
 EXPERIMENTS = all_experiments()
@@ -171,29 +169,3 @@ def test_an_estimate_has_the_interval_of_students_t():
     assert estimate([0.5, 0.5]).text(percent) == "50.0% ± 0.0%"
     with pytest.raises(ValueError):
         estimate([])
-
-
-# ---- models from scratch ----
-
-
-@pytest.mark.parametrize("text", ["2 + 2 =", "größer: 𝄞\n", "<|im_start|>user\nhi<|im_end|>\n"])
-def test_the_byte_tokenizer_round_trips_any_text(text: str):
-    tokenizer = byte_tokenizer()
-    encoded = tokenizer.encode(text, add_special_tokens=False)
-    assert tokenizer.decode(encoded.ids, skip_special_tokens=False) == text
-    if "<|" not in text:
-        assert len(encoded.ids) == len(text.encode())
-
-
-def test_models_from_scratch_share_a_tokenizer_and_start_from_near_uniform_guesses(tmp_path: Path):
-    small = ScratchModel(hidden=32, layers=2, heads=2, intermediate=64).write(tmp_path / "small", seed=0)
-    large = ScratchModel(hidden=64, layers=3, heads=4, intermediate=96).write(tmp_path / "large", seed=0)
-    assert Path(small, "tokenizer.json").read_bytes() == Path(large, "tokenizer.json").read_bytes()
-    with ServiceClient(base_url=f"local://{small},{large}") as service:
-        for model in (small, large):
-            sampler = service.create_sampling_client(base_model=model)
-            tokens = sampler.get_tokenizer().encode("Any text at all.")
-            scores = sampler.compute_logprobs(ModelInput.from_ints(tokens)).result()[1:]
-            assert np.mean([score for score in scores if score is not None]) == pytest.approx(
-                -np.log(259), abs=0.3
-            )

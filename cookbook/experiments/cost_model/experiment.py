@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from cookbook.advantages import group_relative, reverse_kl
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import panels
-from cookbook.experiments.scratch import ScratchModel
 from cookbook.experiments.statistics import times
 from cookbook.experiments.students import (
     BaseModel,
@@ -26,6 +25,7 @@ from cookbook.experiments.students import (
 )
 from cookbook.ledger import Ledger, ModelShape, flops_text, forward_flops, ledger, training_flops
 from cookbook.loop import TrainConfig, train
+from cookbook.scratch_model import ScratchConfig
 from cookbook.supervised import SupervisedConfig, train_supervised
 from cookbook.table import SUPERVISED_COLUMNS
 from cookbook.teachers import Teacher
@@ -232,7 +232,7 @@ EXPERIMENT = Experiment(
     ),
     sizes={
         "smoke": CostSetting(
-            model=ScratchModel(hidden=32, layers=1, heads=2, intermediate=64),
+            model=ScratchConfig(hidden=32, layers=1, heads=2, mlp=64),
             task="sums",
             rank=4,
             sft=SupervisedConfig(steps=1, batch_size=4, evaluate_every=1, held_out=2, max_tokens=4),

@@ -13,16 +13,17 @@ from itertools import repeat
 from typing import TYPE_CHECKING
 
 from cookbook.advantages import reverse_kl
+from cookbook.evaluation import greedy_replies
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, curves, panels
-from cookbook.experiments.scratch import ScratchModel
 from cookbook.experiments.statistics import estimate, percent
 from cookbook.experiments.students import (
     BaseModel,
+    Examination,
     base_models,
     evaluated,
+    examples_to_imitate,
     fresh_student,
-    greedy_replies,
     renderer_of,
     saved_sampler,
     seeded,
@@ -30,7 +31,8 @@ from cookbook.experiments.students import (
 )
 from cookbook.loop import TrainConfig, train
 from cookbook.rollouts import Grade, Problem, Task
-from cookbook.supervised import SupervisedConfig, train_supervised
+from cookbook.scratch_model import ScratchConfig
+from cookbook.supervised import SupervisedConfig, train_on_examples
 from cookbook.table import SUPERVISED_COLUMNS
 from cookbook.teachers import Teacher
 
@@ -48,7 +50,11 @@ class OnePromptSetting:
     model: BaseModel
     """Base model of teacher and students."""
     task: str
-    """What the teacher is taught."""
+    """What the teacher is taught, and the one prompt is of."""
+    longest: int
+    """Tokens of the longest conversation of OpenThoughts for the teacher; 0 teaches the task's answers."""
+    examination: Examination
+    """How accuracy is measured."""
     rank: int
     """Of all LoRA adapters."""
     teacher: SupervisedConfig
@@ -92,12 +98,14 @@ def run(bench: Bench, setting: OnePromptSetting) -> None:
     task = task_named(setting.task)
     trainer = fresh_student(bench.service, model, setting.rank, bench.seed)
     renderer = renderer_of(trainer)
+    measure = setting.examination.measure(task, renderer, bench.seed)
+    examples = examples_to_imitate(task, renderer, bench.seed, longest=setting.longest)
     with bench.record("teacher", SUPERVISED_COLUMNS) as record:
-        train_supervised(seeded(setting.teacher, bench.seed), trainer, task, renderer=renderer, record=record)
+        train_on_examples(setting.teacher, trainer, examples, measure=measure, record=record)
     sampler = saved_sampler(bench.service, trainer, "teacher")
     teacher = Teacher(sampler, trainer.get_tokenizer())
     only = next(OneProblem(task=task).training_problems(bench.seed))
-    held_out = task.held_out(setting.one.held_out)
+    held_out = task.held_out(setting.examination.problems)
     samplers = {"teacher": sampler}
     for name, config, problems in (
         ("one", setting.one, OneProblem(task=task)),
@@ -113,10 +121,11 @@ def run(bench: Bench, setting: OnePromptSetting) -> None:
                 advantages=reverse_kl(teacher, clip=setting.kl_clip),
                 teacher=teacher,
                 record=record,
+                measure=measure,
             )
         samplers[name] = student.save_weights_and_get_sampling_client()
     for name, each in samplers.items():
-        replies = greedy_replies(each, held_out, renderer=renderer, max_tokens=setting.one.max_tokens)
+        replies = greedy_replies(each, held_out, renderer=renderer, max_tokens=setting.examination.max_tokens)
         bench.note(
             f"answers of {name}",
             prompt=only.messages[-1]["content"],
@@ -239,7 +248,6 @@ SMOKE = TrainConfig(
     group_size=4,
     max_tokens=4,
     evaluate_every=1,
-    held_out=3,
     decay_to=1.0,
     stop_when_collapsed=False,
 )
@@ -253,6 +261,16 @@ SMALL = TrainConfig(
     stop_when_collapsed=False,
 )
 
+FULL = TrainConfig(
+    steps=20,
+    prompts_per_step=64,
+    group_size=4,
+    max_tokens=4096,
+    evaluate_every=5,
+    learning_rate=1e-4,
+    decay_to=1.0,
+)
+
 EXPERIMENT = Experiment(
     number="E5",
     name="one_prompt",
@@ -263,10 +281,12 @@ EXPERIMENT = Experiment(
     ),
     sizes={
         "smoke": OnePromptSetting(
-            model=ScratchModel(hidden=32, layers=1, heads=2, intermediate=64),
+            model=ScratchConfig(hidden=32, layers=1, heads=2, mlp=64),
             task="number-words",
+            longest=0,
+            examination=Examination(problems=3, samples=0, max_tokens=4),
             rank=4,
-            teacher=SupervisedConfig(steps=1, batch_size=4, evaluate_every=1, held_out=3, max_tokens=4),
+            teacher=SupervisedConfig(steps=1, batch_size=4, evaluate_every=1),
             one=SMOKE,
             many=replace(SMOKE, prompts_per_step=2, group_size=2),
             kl_clip=5.0,
@@ -274,11 +294,24 @@ EXPERIMENT = Experiment(
         "small": OnePromptSetting(
             model="HuggingFaceTB/SmolLM2-135M-Instruct",
             task="number-words",
+            longest=0,
+            examination=Examination(problems=200, samples=0, max_tokens=8),
             rank=32,
-            teacher=SupervisedConfig(steps=16, batch_size=32, evaluate_every=16, max_tokens=8),
+            teacher=SupervisedConfig(steps=16, batch_size=32, evaluate_every=16),
             one=SMALL,
             many=replace(SMALL, prompts_per_step=32, group_size=4),
             kl_clip=5.0,
+        ),
+        "full": OnePromptSetting(
+            model="Qwen/Qwen3-8B-Base",
+            task="deepmath",
+            longest=16_384,
+            examination=Examination(problems=30, samples=32, max_tokens=32_768),
+            rank=128,
+            teacher=SupervisedConfig(steps=3000, batch_size=128, learning_rate=1e-3, evaluate_every=500),
+            one=replace(FULL, prompts_per_step=1, group_size=256),
+            many=FULL,
+            kl_clip=None,
         ),
     },
     models=lambda setting, folder: base_models([setting.model], folder),

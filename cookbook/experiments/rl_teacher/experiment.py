@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from cookbook.advantages import group_relative, reverse_kl
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, curves, panels
-from cookbook.experiments.scratch import ScratchModel
 from cookbook.experiments.statistics import estimate, percent, times
 from cookbook.experiments.students import (
     BaseModel,
+    Examination,
     base_models,
     fresh_student,
     renderer_of,
@@ -29,6 +29,7 @@ from cookbook.experiments.students import (
 from cookbook.ledger import ModelShape, flops_text
 from cookbook.loop import TrainConfig, train
 from cookbook.metrics import Row
+from cookbook.scratch_model import ScratchConfig
 from cookbook.tasks import GeneratedTask, with_format_credit
 from cookbook.teachers import Teacher
 
@@ -48,6 +49,8 @@ class RLTeacherSetting:
     """Base model of both students."""
     task: str
     """What RL is rewarded for."""
+    examination: Examination
+    """How accuracy is measured."""
     rank: int
     """Of both LoRA adapters."""
     rl: TrainConfig
@@ -66,6 +69,7 @@ def run(bench: Bench, setting: RLTeacherSetting) -> None:
     rewarded = with_format_credit(task) if isinstance(task, GeneratedTask) else task
     student = fresh_student(bench.service, model, setting.rank, bench.seed)
     renderer = renderer_of(student)
+    measure = setting.examination.measure(task, renderer, bench.seed)
     shape = ModelShape.of_tokenizer(student.get_tokenizer(), rank=setting.rank)
     bench.note("shapes", student=asdict(shape), teacher=asdict(shape))
     with bench.record("rl") as record:
@@ -76,6 +80,7 @@ def run(bench: Bench, setting: RLTeacherSetting) -> None:
             renderer=renderer,
             advantages=group_relative,
             record=record,
+            measure=measure,
         )
     teacher = Teacher(saved_sampler(bench.service, student, "rl"), student.get_tokenizer())
     copy = fresh_student(bench.service, model, setting.rank, bench.seed)
@@ -88,6 +93,7 @@ def run(bench: Bench, setting: RLTeacherSetting) -> None:
             advantages=reverse_kl(teacher, clip=setting.kl_clip),
             teacher=teacher,
             record=record,
+            measure=measure,
         )
 
 
@@ -216,7 +222,6 @@ SMOKE = TrainConfig(
     group_size=2,
     max_tokens=4,
     evaluate_every=1,
-    held_out=2,
     decay_to=1.0,
     stop_when_collapsed=False,
 )
@@ -232,8 +237,9 @@ EXPERIMENT = Experiment(
     ),
     sizes={
         "smoke": RLTeacherSetting(
-            model=ScratchModel(hidden=32, layers=1, heads=2, intermediate=64),
+            model=ScratchConfig(hidden=32, layers=1, heads=2, mlp=64),
             task="larger",
+            examination=Examination(problems=2, samples=0, max_tokens=4),
             rank=4,
             rl=SMOKE,
             opd=SMOKE,
@@ -242,6 +248,7 @@ EXPERIMENT = Experiment(
         "small": RLTeacherSetting(
             model="HuggingFaceTB/SmolLM2-135M-Instruct",
             task="larger",
+            examination=Examination(problems=200, samples=0, max_tokens=4),
             rank=32,
             rl=TrainConfig(
                 steps=60,
@@ -262,6 +269,31 @@ EXPERIMENT = Experiment(
                 learning_rate=1e-3,
             ),
             kl_clip=5.0,
+        ),
+        "full": RLTeacherSetting(
+            model="Qwen/Qwen3-8B-Base",
+            task="deepmath",
+            examination=Examination(problems=30, samples=32, max_tokens=16_384),
+            rank=128,
+            rl=TrainConfig(
+                steps=80,
+                prompts_per_step=64,
+                group_size=16,
+                max_tokens=16_384,
+                learning_rate=1e-4,
+                decay_to=1.0,
+                evaluate_every=5,
+            ),
+            opd=TrainConfig(
+                steps=20,
+                prompts_per_step=64,
+                group_size=4,
+                max_tokens=4096,
+                learning_rate=1e-4,
+                decay_to=1.0,
+                evaluate_every=1,
+            ),
+            kl_clip=None,
         ),
     },
     models=lambda setting, folder: base_models([setting.model], folder),

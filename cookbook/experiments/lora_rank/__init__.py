@@ -1,0 +1,1 @@
+"""E9: LoRA of several ranks against full fine-tuning."""

@@ -1,0 +1,1 @@
+"""E1: OPD against more SFT and RL, from one checkpoint."""

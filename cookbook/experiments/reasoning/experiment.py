@@ -1,0 +1,391 @@
+"""E1. From one supervised checkpoint on: more of the same, RL, or OPD from a larger teacher.
+
+The student has imitated an author's working for a while. Three students then go on from exactly these
+weights. What each pays to reach a target score is read from the ledger: continued SFT for its updates, and in
+the other accounting for the teacher's writing as well; RL for its rollouts; OPD for its own and the teacher's
+reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from cookbook.advantages import AdvantageFn, group_relative, reverse_kl
+from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
+from cookbook.experiments.figures import COLOURS, as_percent, curves, panels
+from cookbook.experiments.statistics import estimate, percent, times
+from cookbook.experiments.students import (
+    BaseModel,
+    Examination,
+    base_models,
+    evaluated,
+    examples_to_imitate,
+    fresh_student,
+    renderer_of,
+    saved_sampler,
+    seeded,
+    shape_of,
+    shapes_in,
+    task_named,
+    with_flops,
+)
+from cookbook.ledger import ModelShape, flops_text
+from cookbook.loop import TrainConfig, train
+from cookbook.metrics import Row
+from cookbook.scratch_model import ScratchConfig
+from cookbook.supervised import SupervisedConfig, train_on_examples
+from cookbook.table import SUPERVISED_COLUMNS
+from cookbook.teachers import Teacher
+from tinkerlite import TrainingClient
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BAR = 9.0
+"""OPD reaches the target with at most 1/9 of the operations of continued SFT."""
+CONTINUATIONS = ("sft", "rl", "opd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasoningSetting:
+    """Everything that changes the result."""
+
+    student: BaseModel
+    """Base model of the student."""
+    teacher: BaseModel
+    """Base model of the teacher, with the student's tokenizer."""
+    rank: int
+    """Of the student's LoRA adapter; 0 trains all weights."""
+    task: str
+    """Problems and grader."""
+    longest: int
+    """Tokens of the longest conversation of OpenThoughts to imitate; 0 imitates the task's own answers."""
+    examination: Examination
+    """How accuracy is measured."""
+    teacher_training: SupervisedConfig | None
+    """How the teacher learns from the same author, all weights; None takes it as it is."""
+    checkpoint: SupervisedConfig
+    """The student's SFT before the continuations."""
+    sft: SupervisedConfig
+    """Continued SFT."""
+    rl: TrainConfig
+    """RL from the checkpoint."""
+    opd: TrainConfig
+    """OPD from the checkpoint."""
+    kl_clip: float | None
+    """Largest per-token KL that counts, in nats."""
+    target: float
+    """Share of the way from the checkpoint's accuracy to the teacher's that counts as there."""
+
+
+def run(bench: Bench, setting: ReasoningSetting) -> None:
+    """The teacher, the checkpoint, then three continuations."""
+    student_model, teacher_model = bench.models
+    task = task_named(setting.task)
+    student = fresh_student(bench.service, student_model, setting.rank, bench.seed)
+    renderer = renderer_of(student)
+    measure = setting.examination.measure(task, renderer, bench.seed)
+
+    def imitate(run: str, config: SupervisedConfig, trainer: TrainingClient, stream: int) -> None:
+        """SFT on the author's working; another stream has other problems."""
+        examples = examples_to_imitate(task, renderer, 3 * bench.seed + stream, longest=setting.longest)
+        with bench.record(run, SUPERVISED_COLUMNS) as record:
+            train_on_examples(config, trainer, examples, measure=measure, record=record)
+
+    if setting.teacher_training is None:
+        sampler = bench.service.create_sampling_client(base_model=teacher_model)
+        bench.note("teacher", step=0, **measure(sampler))
+    else:
+        trainer = fresh_student(bench.service, teacher_model, 0, bench.seed)
+        imitate("teacher", setting.teacher_training, trainer, 0)
+        sampler = saved_sampler(bench.service, trainer, "teacher")
+    teacher = Teacher(sampler, student.get_tokenizer())
+    teacher_shape = ModelShape.of_tokenizer(sampler.get_tokenizer())
+    bench.note("shapes", student=asdict(shape_of(student, setting.rank)), teacher=asdict(teacher_shape))
+
+    imitate("checkpoint", setting.checkpoint, student, 1)
+    checkpoint = student.save_state("checkpoint").result().path
+
+    imitate("sft", setting.sft, bench.service.create_training_client_from_state(checkpoint), 2)
+    methods: dict[str, tuple[TrainConfig, AdvantageFn]] = {
+        "rl": (setting.rl, group_relative),
+        "opd": (setting.opd, reverse_kl(teacher, clip=setting.kl_clip)),
+    }
+    for name, (config, advantages) in methods.items():
+        with bench.record(name) as record:
+            train(
+                seeded(config, bench.seed),
+                bench.service.create_training_client_from_state(checkpoint),
+                task,
+                renderer=renderer,
+                advantages=advantages,
+                teacher=teacher,
+                record=record,
+                measure=measure,
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """One way on from the checkpoint."""
+
+    final: float
+    """Accuracy at its end."""
+    free: float
+    """Operations until the target, or all there were; supervised answers cost nothing."""
+    paid: float
+    """The same with the teacher writing them."""
+    reached: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seed:
+    """What one seed says."""
+
+    checkpoint: float
+    teacher: float
+    target: float
+    ways: dict[str, Continuation]
+
+    def ratio(self, way: str, *, paid: bool = False) -> float | None:
+        """Operations of another way for one of OPD's; a lower bound where that way never got there.
+
+        None if OPD itself did not.
+        """
+        if not self.ways["opd"].reached:
+            return None
+        other = self.ways[way]
+        return (other.paid if paid else other.free) / self.ways["opd"].free
+
+
+def figures_of(result: Result) -> Seed:
+    """Operations to the target by continuation."""
+    share = result.header["setting"]["target"]
+    checkpoint = evaluated(result.of("checkpoint"))[-1]["accuracy"]
+    teacher = evaluated(result.of("teacher"))[-1]["accuracy"]
+    target = checkpoint + share * (teacher - checkpoint)
+    ways = {name: _continuation(result, name, target) for name in CONTINUATIONS}
+    return Seed(checkpoint=checkpoint, teacher=teacher, target=target, ways=ways)
+
+
+def costs(result: Result, name: str) -> list[tuple[Row, float, float]]:
+    """Evaluated rows of a continuation, with the operations so far: data free, data paid."""
+    shapes = shapes_in(result.of("shapes"))
+    priced = with_flops(result.of(name), shapes["student"], shapes["teacher"])
+    return [(row, cost.with_free_data, cost.with_paid_data) for row, cost in priced]
+
+
+def _continuation(result: Result, name: str, target: float) -> Continuation:
+    rows = costs(result, name)
+    # The checkpoint itself is no continuation of it.
+    reached = [entry for entry in rows[1:] if entry[0]["accuracy"] >= target]
+    _, free, paid = (reached or rows[-1:])[0]
+    return Continuation(final=rows[-1][0]["accuracy"], free=free, paid=paid, reached=bool(reached))
+
+
+def tables(results: Sequence[Result]) -> str:
+    """One row a seed, then the post's."""
+    columns = (
+        "seed",
+        "checkpoint",
+        "teacher",
+        "target",
+        *(f"{name.upper()}: end" for name in CONTINUATIONS),
+        *(f"{name.upper()}: FLOPs to target" for name in CONTINUATIONS),
+        "SFT / OPD, data free",
+        "data paid",
+        "RL / OPD",
+    )
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for result in results:
+        seed = figures_of(result)
+        cells = (
+            str(result.seed),
+            *map(percent, (seed.checkpoint, seed.teacher, seed.target)),
+            *(percent(seed.ways[name].final) for name in CONTINUATIONS),
+            *(_cost_text(seed.ways[name]) for name in CONTINUATIONS),
+            _ratio_text(seed, "sft"),
+            _ratio_text(seed, "sft", paid=True),
+            _ratio_text(seed, "rl"),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.append("| post | 60% | | 70% | ~70% | 68% | 70% | 1.5e+21 | | 1.66e+20 | 9.0x | 29.5x | |")
+    return "\n".join(lines) + "\n\n\\> and at least: the target was not reached with the operations spent."
+
+
+def _cost_text(way: Continuation) -> str:
+    return flops_text(way.free) if way.reached else f"> {flops_text(way.free)}"
+
+
+def _ratio_text(seed: Seed, way: str, *, paid: bool = False) -> str:
+    ratio = seed.ratio(way, paid=paid)
+    if ratio is None:
+        return "OPD not there"
+    return times(ratio) if seed.ways[way].reached else f"at least {times(ratio)}"
+
+
+def bars(results: Sequence[Result]) -> list[Bar]:
+    """Against continued SFT in both accountings, and against RL."""
+    seeds = [figures_of(result) for result in results]
+    return [
+        _bar(
+            f"OPD reaches the target with at most 1/{BAR:.0f} of the FLOPs of continued SFT",
+            seeds,
+            "sft",
+            BAR,
+        ),
+        _bar("... and if the teacher has to write the SFT data", seeds, "sft", BAR, paid=True),
+        _bar("... and with fewer FLOPs than RL", seeds, "rl", 1.0),
+    ]
+
+
+def _bar(claim: str, seeds: Sequence[Seed], way: str, least: float, *, paid: bool = False) -> Bar:
+    ratios = [ratio for seed in seeds if (ratio := seed.ratio(way, paid=paid)) is not None]
+    if len(ratios) < len(seeds):
+        late = len(seeds) - len(ratios)
+        return Bar(
+            claim=claim, measured=f"OPD did not reach it with {late} of {len(seeds)} seeds", holds=False
+        )
+    mean = estimate(ratios)
+    bound = "" if all(seed.ways[way].reached for seed in seeds) else "at least "
+    holds = mean.mean >= least
+    # A lower bound below the bar says nothing either way.
+    return Bar(
+        claim=claim, measured=f"{bound}{mean.text(times)}", holds=None if bound and not holds else holds
+    )
+
+
+def figure(results: Sequence[Result]) -> Figure:
+    """Accuracy by operations in both accountings, and by update."""
+    drawing, axes = panels(3)
+    for name in CONTINUATIONS:
+        rows = [costs(result, name) for result in results]
+        style = {"label": name.upper(), "colour": COLOURS[name]}
+        curves(axes[0], [[(free, row["accuracy"]) for row, free, _ in seed[1:]] for seed in rows], **style)
+        curves(axes[1], [[(paid, row["accuracy"]) for row, _, paid in seed[1:]] for seed in rows], **style)
+        curves(axes[2], [[(row["step"], row["accuracy"]) for row, _, _ in seed] for seed in rows], **style)
+    for axis in axes:
+        for result in results:
+            axis.axhline(figures_of(result).target, color=COLOURS["teacher"], linewidth=0.8, linestyle=":")
+        as_percent(axis, "accuracy, held out (dotted: targets)")
+        axis.legend(frameon=False)
+    for axis, label in zip(axes, ("FLOPs, SFT data free", "FLOPs, SFT data paid"), strict=False):
+        axis.set_xscale("log")
+        axis.set_xlabel(label)
+    axes[2].set_xlabel("updates")
+    return drawing
+
+
+SMOKE_SFT = SupervisedConfig(
+    steps=1, batch_size=4, evaluate_every=1, learning_rate=1e-3, stop_when_collapsed=False
+)
+SMOKE = TrainConfig(
+    steps=1,
+    prompts_per_step=2,
+    group_size=2,
+    max_tokens=6,
+    evaluate_every=1,
+    decay_to=1.0,
+    stop_when_collapsed=False,
+)
+SMALL_SFT = SupervisedConfig(batch_size=64, learning_rate=3e-3, evaluate_every=50, stop_when_collapsed=False)
+SMALL = TrainConfig(
+    steps=60,
+    prompts_per_step=32,
+    group_size=4,
+    max_tokens=24,
+    evaluate_every=5,
+    learning_rate=1e-3,
+    kl_every=5,
+    stop_when_collapsed=False,
+)
+
+EXPERIMENT = Experiment(
+    number="E1",
+    name="reasoning",
+    title="OPD against more SFT and RL, from one checkpoint",
+    claim=(
+        "From a supervised checkpoint at 60% of AIME'24 (Qwen3-8B-Base on 400k prompts of OpenThoughts-3), "
+        "OPD reaches 70% in about 150 steps; SFT would take about 2M prompts, extrapolated, and Qwen's RL "
+        "reached 67.6% in 17,920 GPU hours."
+    ),
+    sizes={
+        "smoke": ReasoningSetting(
+            student=ScratchConfig(hidden=32, layers=1, heads=2, mlp=64),
+            teacher=ScratchConfig(hidden=48, layers=1, heads=2, mlp=64),
+            rank=0,
+            task="homophones",
+            longest=0,
+            examination=Examination(problems=3, max_tokens=6),
+            teacher_training=SMOKE_SFT,
+            checkpoint=SMOKE_SFT,
+            sft=SMOKE_SFT,
+            rl=SMOKE,
+            opd=SMOKE,
+            kl_clip=5.0,
+            target=0.8,
+        ),
+        "small": ReasoningSetting(
+            student=ScratchConfig(hidden=96, layers=2, heads=4, mlp=256),
+            teacher=ScratchConfig(hidden=192, layers=3, heads=6, mlp=512),
+            rank=0,
+            task="homophones",
+            longest=0,
+            examination=Examination(problems=400, max_tokens=24),
+            teacher_training=replace(SMALL_SFT, steps=800, evaluate_every=200, learning_rate=2e-3),
+            checkpoint=replace(SMALL_SFT, steps=300, evaluate_every=100),
+            sft=replace(SMALL_SFT, steps=1200, learning_rate=1e-3),
+            rl=SMALL,
+            opd=SMALL,
+            kl_clip=5.0,
+            target=0.8,
+        ),
+        "full": ReasoningSetting(
+            student="Qwen/Qwen3-8B-Base",
+            teacher="Qwen/Qwen3-32B",
+            rank=128,
+            task="deepmath",
+            longest=16_384,
+            examination=Examination(problems=30, samples=32, max_tokens=32_768),
+            teacher_training=None,
+            checkpoint=SupervisedConfig(
+                steps=3000, batch_size=128, learning_rate=1e-3, evaluate_every=500, stop_when_collapsed=False
+            ),
+            sft=SupervisedConfig(
+                steps=12_000,
+                batch_size=128,
+                learning_rate=1e-3,
+                evaluate_every=1000,
+                stop_when_collapsed=False,
+            ),
+            rl=TrainConfig(
+                steps=400,
+                prompts_per_step=128,
+                group_size=16,
+                max_tokens=16_384,
+                learning_rate=1e-4,
+                decay_to=1.0,
+                evaluate_every=20,
+                kl_every=20,
+            ),
+            opd=TrainConfig(
+                steps=150,
+                prompts_per_step=512,
+                group_size=4,
+                max_tokens=4096,
+                learning_rate=1e-4,
+                decay_to=1.0,
+                evaluate_every=20,
+            ),
+            kl_clip=None,
+            target=0.9,
+        ),
+    },
+    models=lambda setting, folder: base_models([setting.student, setting.teacher], folder),
+    run=run,
+    tables=tables,
+    bars=bars,
+    figure=figure,
+)
