@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import signal
 import socket
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -18,6 +20,9 @@ from fastapi import FastAPI
 from tinkerlite_server.engine.protocols import EngineLimits
 from tinkerlite_server.errors import ServerError
 from tinkerlite_server.settings import Limits, Settings, is_loopback
+
+if TYPE_CHECKING:
+    from tinkerlite_server.engine.local_engine import LocalEngine
 
 DESCRIPTION = """\
 Serve base models to clients of the Tinker protocol: sampling, scoring, and training, of LoRA adapters
@@ -32,6 +37,7 @@ examples:
   tinkerlite serve --model HuggingFaceTB/SmolLM2-135M-Instruct
   tinkerlite serve --model ./student --model ./teacher --port 9000
   tinkerlite serve --model ./student --host 0.0.0.0 --api-key tml-secret
+  tinkerlite serve --model ./student --sampler vllm --vllm max_lora_rank=64
 
 Clients: ServiceClient(base_url="http://127.0.0.1:8000"). The official SDK wants a key that begins
 with tml-, and takes any such key here unless --api-key is given. OpenAI's clients sample under
@@ -120,7 +126,40 @@ def _parser() -> argparse.ArgumentParser:
         choices=["auto", "float32", "bfloat16", "float16"],
         help="of base weights (default: bfloat16 where the hardware multiplies it, else float32)",
     )
+    add(
+        "--sampler",
+        default="pytorch",
+        choices=["pytorch", "vllm"],
+        help="what makes completions; scoring and training are PyTorch's either way (default: %(default)s)",
+    )
+    add(
+        "--vllm",
+        type=_vllm_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="one of vLLM's engine arguments, such as max_lora_rank=64 or tensor_parallel_size=2; "
+        "may be repeated",
+    )
+    add(
+        "--vllm-python",
+        default=sys.executable,
+        metavar="PATH",
+        help="interpreter of the environment that has vLLM (default: this one)",
+    )
     return parser
+
+
+def _vllm_option(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value as JSON or else as text."""
+    name, equals, value = text.partition("=")
+    name = name.strip().removeprefix("--").replace("-", "_")
+    if not (name.isidentifier() and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -135,6 +174,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         raise ServerError(f"--max-topk is {arguments.max_topk}; it must be 0 (no alternatives) or more")
     if not arguments.full_gib >= 0:
         raise ServerError(f"--full-gib is {arguments.full_gib}; it must be 0 (no full fine-tuning) or more")
+    if arguments.sampler != "vllm" and arguments.vllm:
+        raise ServerError("--vllm sets what vLLM is started with; it goes with --sampler vllm")
     settings = Settings(
         data_dir=arguments.data_dir.expanduser(),
         host=arguments.host,
@@ -147,7 +188,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     )
     # A port in use shows at once, not after minutes of fetching a model.
     with _listen(settings.host, settings.port) as listener:
-        app = _build(arguments, settings)
+        app, engine = _build(arguments, settings)
         address = listener.getsockname()
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
         ready = (
@@ -158,20 +199,28 @@ def _serve(arguments: argparse.Namespace) -> int:
             "Stop it with Ctrl-C."
         )
         sys.setswitchinterval(SWITCH_SECONDS)
-        _Server(app, ready).run(sockets=[listener])
+        try:
+            _Server(app, ready).run(sockets=[listener])
+        finally:
+            engine.close()
     return 0
 
 
-def _build(arguments: argparse.Namespace, settings: Settings) -> FastAPI:
+def _build(arguments: argparse.Namespace, settings: Settings) -> tuple[FastAPI, LocalEngine]:
     # Not before the arguments are known to be good: these imports take seconds.
     from tinkerlite_server.app import create_app
     from tinkerlite_server.engine.catalog import build_catalog
     from tinkerlite_server.engine.local_engine import LocalEngine
+    from tinkerlite_server.engine.vllm_process import VllmSettings
 
     limits = EngineLimits(
         device=arguments.device, dtype=arguments.dtype, max_full_bytes=int(arguments.full_gib * 2**30)
     )
-    return create_app(settings, LocalEngine(build_catalog(arguments.model, limits), limits))
+    vllm = None
+    if arguments.sampler == "vllm":
+        vllm = VllmSettings(python=arguments.vllm_python, options=dict(arguments.vllm))
+    engine = LocalEngine(build_catalog(arguments.model, limits), limits, vllm)
+    return create_app(settings, engine), engine
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.server.engine.vllm_samplers import stand_in_vllm
 from tests.server.server_process import server_process
 from tests.tiny import make_tiny_model
 from tinkerlite_server.serve import main
@@ -116,3 +117,35 @@ def test_help_names_every_option_and_an_example(capsys: pytest.CaptureFixture[st
     for option in options:
         assert option in said
     assert "examples:" in said
+
+
+def test_options_of_vllm_go_with_vllm(capsys: pytest.CaptureFixture[str]):
+    assert "--sampler vllm" in refusal(capsys, "--model", "never/looked-at", "--vllm", "max_loras=2")
+    with pytest.raises(SystemExit):
+        main(["--model", "never/looked-at", "--sampler", "vllm", "--vllm", "max_loras"])
+    assert "'max_loras' is not NAME=VALUE" in capsys.readouterr().err
+
+
+def test_without_vllm_the_command_says_what_to_install(capsys: pytest.CaptureFixture[str], tiny: str):
+    said = refusal(capsys, "--model", tiny, "--port", "0", "--sampler", "vllm")
+    assert "vLLM is not installed" in said
+    assert "tinkerlite-server[vllm]" in said
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="asks /proc for the server's child")
+def test_a_server_samples_with_vllm_and_leaves_nothing_behind(tiny: str, tmp_path: Path):
+    """Over a stand-in, with an option that it does not have by itself."""
+    arguments = ["--model", tiny, "--port", "0", "--data-dir", str(tmp_path)]
+    arguments += ["--sampler", "vllm", "--vllm", "max-lora-rank=8"]
+    with (
+        stand_in_vllm(),
+        server_process(*arguments) as (running, url),
+        httpx.Client(base_url=f"{url}/oai/api/v1", timeout=60) as http,
+    ):
+        [child] = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        question = {"model": tiny, "prompt": [5, 6, 7], "max_tokens": 4, "seed": 1}
+        answer = http.post("/completions", json=question, headers={"Authorization": "Bearer key"}).json()
+        assert answer["usage"]["completion_tokens"] == 4
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(20) == 0
+    assert not Path(f"/proc/{child}").exists()

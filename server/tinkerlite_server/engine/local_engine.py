@@ -1,4 +1,4 @@
-"""LocalEngine: trainer and sampler in this process, over one pool of base models."""
+"""LocalEngine: trainer and sampler on this machine, over one pool of base models."""
 
 from __future__ import annotations
 
@@ -32,17 +32,31 @@ from tinkerlite_server.engine.protocols import (
 )
 from tinkerlite_server.engine.sampler import LocalSampler
 from tinkerlite_server.engine.trainer import LocalTrainer
+from tinkerlite_server.engine.vllm_process import VllmSettings
+from tinkerlite_server.engine.vllm_sampler import VllmSampler
+from tinkerlite_server.engine.vllm_start import start_vllm
 from tinkerlite_server.errors import NoRoom, ServerError
 
 
 class LocalEngine:
-    """Implements `Engine`. Sampler and trainer run the same modules on the same weights."""
+    """Implements `Engine`. Sampler and trainer run the same modules on the same weights.
 
-    def __init__(self, catalog: Mapping[str, ModelInfo], limits: EngineLimits) -> None:
+    Args:
+        vllm: how to run vLLM, which then makes the completions.
+
+    Raises:
+        EngineFailure: vLLM does not start, or does not agree with PyTorch.
+    """
+
+    def __init__(
+        self, catalog: Mapping[str, ModelInfo], limits: EngineLimits, vllm: VllmSettings | None = None
+    ) -> None:
         self._limits = limits
         self._pool = ModelPool(catalog, limits)
         self._trainer = LocalTrainer(self._pool, limits)
-        self._sampler = LocalSampler(self._pool, limits)
+        self._sampler: LocalSampler | VllmSampler = LocalSampler(self._pool, limits)
+        if vllm is not None:
+            self._sampler = start_vllm(self._pool, self._sampler, limits, vllm)
 
     @property
     def catalog(self) -> Mapping[str, ModelInfo]:
@@ -53,6 +67,11 @@ class LocalEngine:
         """See `Engine.tokenizer`."""
         return self._pool.tokenizer(base_model)
 
+    def close(self) -> None:
+        """End what runs beside this process: nothing, or vLLM."""
+        if isinstance(self._sampler, VllmSampler):
+            self._sampler.close()
+
     # ---- Trainer ----
 
     def create_run(self, model_id: str, base_model: str, adapter: AdapterConfig | None) -> None:
@@ -60,6 +79,11 @@ class LocalEngine:
         if adapter is None:
             self._check_room_to_train(base_model, self._pool.info(base_model).folder)
         self._trainer.create_run(model_id, base_model, adapter)
+        self._announce(base_model, adapter)
+
+    def _announce(self, base_model: str, adapter: AdapterConfig | None) -> None:
+        if isinstance(self._sampler, VllmSampler):
+            self._sampler.announce(base_model, adapter)
 
     def drop_run(self, model_id: str) -> None:
         """See `Trainer.drop_run`."""
@@ -91,7 +115,9 @@ class LocalEngine:
         """See `Trainer.load_run`."""
         if holds_whole_model(folder):
             self._check_room_to_train(base_model, folder)
-        return self._trainer.load_run(model_id, base_model, folder, optimizer=optimizer)
+        adapter = self._trainer.load_run(model_id, base_model, folder, optimizer=optimizer)
+        self._announce(base_model, adapter)
+        return adapter
 
     def snapshot(self, model_id: str, adapter_id: str) -> None:
         """Handing weights to the sampler is a copy of them, in memory."""

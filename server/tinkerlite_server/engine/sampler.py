@@ -49,12 +49,18 @@ class LocalSampler:
         Raises:
             BadRequest: it does not fit the base model, or is neither.
         """
+        self.add_adapter(adapter_id, base_model, self.read_weights(base_model, folder))
+
+    def read_weights(self, base_model: str, folder: Path) -> Adapter | BaseModel:
+        """What a folder holds, without a name.
+
+        Raises:
+            BadRequest: as `load_adapter`.
+        """
         if holds_whole_model(folder):
             info = self._pool.info(base_model)
-            adapter = load_frozen(info, self._pool.device, DTYPES[info.dtype], folder)
-        else:
-            adapter = load_adapter(self._pool.get(base_model), folder, trainable=False)
-        self.add_adapter(adapter_id, base_model, adapter)
+            return load_frozen(info, self._pool.device, DTYPES[info.dtype], folder)
+        return load_adapter(self._pool.get(base_model), folder, trainable=False)
 
     def drop_adapter(self, adapter_id: str) -> None:
         """Free an adapter once no submitted work uses it; unknown ids are ignored."""

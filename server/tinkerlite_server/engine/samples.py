@@ -53,8 +53,11 @@ class Job:
         """Tokens of prompt and completion at most."""
         return len(self.work.prompt) + self.work.max_tokens
 
-    def take_prompt(self, state: PromptState, scores: PromptScores) -> None:
+    def take_prompt(self, state: PromptState | None, scores: PromptScores) -> None:
         """Record what reading the prompt gave.
+
+        Args:
+            state: what its samples start from; None where something else makes them.
 
         Raises:
             EngineFailure: its logprobs are not finite.

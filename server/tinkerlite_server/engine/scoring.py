@@ -46,6 +46,9 @@ class PromptScores:
     """Both (P-1, k)."""
 
 
+NOTHING_ASKED = PromptScores(finite=True, logprobs=None, topk=None, targets=None, alternatives=None)
+
+
 def score_prompts(
     model: BaseModel,
     hidden_NE: Tensor,
