@@ -21,9 +21,9 @@ from tinkerlite_server.engine.lora import Adapter, LoraPair
 from tinkerlite_server.engine.protocols import AdapterConfig, Floats, Ids, Sampler, SampleWork
 from tinkerlite_server.errors import EngineFailure, ServerError
 
-BOUNDS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
-"""Nats between vLLM's logprobs and PyTorch's, on average, by dtype. What is wrong is wrong by more:
-tempered logprobs, those of a neighbour or of other weights differ by tenths at least."""
+BOUNDS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+"""Nats between vLLM's logprobs and PyTorch's, on average, by dtype. After prompts that mean nothing, as
+here, two computations in bfloat16 are 0.03 to 0.04 apart; what is wrong is wrong by several tenths."""
 
 _CROWD = 8
 _PROMPT, _TOKENS = 24, 16
