@@ -5,6 +5,7 @@
 #   make serve MODEL=... a server on http://127.0.0.1:8000
 #   make readme          write what the command says into the README again
 #   make bench           side-by-side measurements; QUICK=1 for a short one
+#   make bench-envs      environments for the alternatives in them, before the first run (6 GB and minutes)
 #
 # PIP_ARGS goes to every `pip install`, for example to name an index with CPU-only builds of torch.
 
@@ -16,18 +17,19 @@ TESTS    ?= tests
 
 VENV   := .venv
 COMPAT := .venv-compat
+BENCH_ENVS := .venv-bench
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
 COMPAT_PIP = $(BIN)/python -m pip --python $(COMPAT)/bin/python install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-# Where tests and benchmarks find the official clients.
+# Where tests find the official clients.
 COOKBOOK  := tinker_cookbook-0.6.1
 OFFICIAL   = TINKERLITE_OFFICIAL_PYTHON=$(abspath $(COMPAT)/bin/python) \
              TINKERLITE_OLDER_SDKS=$(abspath $(COMPAT)/older) \
              TINKERLITE_COOKBOOK_TESTS=$(abspath $(COMPAT)/$(COOKBOOK))
 
-.PHONY: setup demo test lint format serve readme bench notebook proto clean
+.PHONY: setup demo test lint format serve readme bench bench-envs notebook proto clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.dev $(COMPAT)/.stamp
@@ -91,8 +93,12 @@ serve: $(VENV)/.run
 readme: $(VENV)/.run
 	$(BIN)/python docs/regenerate.py
 
-bench: $(VENV)/.dev $(COMPAT)/.stamp
-	$(OFFICIAL) $(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+# Whoever has no environment is skipped by name.
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+
+bench-envs: $(VENV)/.dev
+	PIP_ARGS="$(PIP_ARGS)" $(BIN)/python -m benchmarks.environments
 
 notebook: $(VENV)/.dev
 	$(PIP) notebook
@@ -104,4 +110,4 @@ proto: $(BIN)/python
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. tinkerlite/wire/messages.proto
 
 clean:
-	rm -rf $(VENV) $(COMPAT) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(COMPAT) $(BENCH_ENVS) runs .pytest_cache .ruff_cache

@@ -2,7 +2,7 @@
 
     python -m benchmarks [--quick] [--only ROW ...] [--model NAME] [--output FOLDER]
 
-Measures every row, prints a table, and writes JSON and a figure: under an hour on two cores, under five
+Measures every row, prints a table, and writes JSON and a figure: about two hours on two cores, under five
 minutes with --quick. Whatever is missing (a package, memory, an environment) skips that entry of a row by
 name, with the reason.
 """
@@ -23,17 +23,19 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import machine, measure
+from benchmarks.environments import ENVIRONMENTS
 from benchmarks.figure import draw
 from benchmarks.floor import Floor, Rates
+from benchmarks.homes import Workers
 from benchmarks.report import OURS, Result, number, print_table, write_json
-from benchmarks.rows import ELSEWHERE, ROWS, Row
+from benchmarks.rows import QUICK_NAMES, ROWS, Row
 from benchmarks.work import Job, Unavailable, Work
 from cookbook.server_process import ServerDidNotStart, running_server
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 RESULTS = Path(__file__).parent / "results"
 
-TIMEOUT_SECONDS, QUICK_TIMEOUT_SECONDS = 1800.0, 90.0
+TIMEOUT_SECONDS, QUICK_TIMEOUT_SECONDS = 1800.0, 120.0
 """Longest that one measurement may take before it is skipped."""
 GEMM_ROWS, QUICK_GEMM_ROWS = 1024, 256
 """Largest batch of the floor's matrix products."""
@@ -57,10 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "model": given.model,
         "quick": given.quick,
         **machine.describe(facts["dtype"], measured["threads"]),
+        "environments": _environments(),
     }
     rows = [row for row in ROWS if not given.only or row.key in given.only]
-    with _shared_server(given) as url:
-        bench = Bench(replace(job, **facts, base_url=url), given.quick, console)
+    with _shared_server(given) as url, Workers() as workers:
+        bench = Bench(replace(job, **facts, base_url=url, quick=given.quick), workers, console)
         results = [bench.measure(row) for row in rows]
     rates = [Rates.from_measured(measured)]
     if not given.quick:
@@ -77,9 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 class Bench:
     """Measures rows: everyone in a row does the same work, one after the other, each by itself."""
 
-    def __init__(self, job: Job, quick: bool, console: Console) -> None:
+    def __init__(self, job: Job, workers: Workers, console: Console) -> None:
         self._job = job
-        self._quick = quick
+        self._quick = job.quick
+        self._workers = workers
         self._console = console
         self._outcomes: dict[Job, dict[str, Any] | Unavailable] = {}
 
@@ -89,8 +93,10 @@ class Bench:
         repeats = row.quick_repeats if self._quick else row.repeats
         self._console.print(row.name(work))
         repetitions: dict[str, list[float]] = {}
-        skipped = dict.fromkeys(row.elsewhere, ELSEWHERE)
-        for who, function in {OURS: row.ours, **row.alternatives}.items():
+        skipped = dict(row.not_quick) if self._quick else {}
+        for who, reason in skipped.items():
+            self._console.print(f"  {who}: skipped, {reason}")
+        for who, function in {OURS: row.ours, **self._alternatives(row)}.items():
             try:
                 outcome = self._run(replace(self._job, function=function, work=work, repeats=repeats))
                 repetitions[who] = outcome[row.metric]
@@ -116,6 +122,12 @@ class Bench:
         """The result with its row's bound."""
         return result if row.floor is None else replace(result, floor=row.floor(floor, self._work(row)))
 
+    def _alternatives(self, row: Row) -> dict[str, str]:
+        if not self._quick:
+            return dict(row.alternatives)
+        kept = {who: each for who, each in row.alternatives.items() if who not in row.not_quick}
+        return {QUICK_NAMES.get(who, who): each for who, each in kept.items()}
+
     def _work(self, row: Row) -> Work:
         return row.quick if self._quick else row.work
 
@@ -124,13 +136,25 @@ class Bench:
         if job not in self._outcomes:
             try:
                 timeout = QUICK_TIMEOUT_SECONDS if self._quick else TIMEOUT_SECONDS
-                self._outcomes[job] = measure.run(job, timeout)
+                self._outcomes[job] = self._workers.run(job, timeout)
             except Unavailable as error:
                 self._outcomes[job] = error
         outcome = self._outcomes[job]
         if isinstance(outcome, Unavailable):
             raise outcome
         return outcome
+
+
+def _environments() -> dict[str, Any]:
+    """What is in each, or why it is not used."""
+    found: dict[str, Any] = {}
+    for name, environment in ENVIRONMENTS.items():
+        try:
+            environment.python()
+            found[name] = environment.versions()
+        except Unavailable as error:
+            found[name] = str(error)
+    return found
 
 
 @contextmanager

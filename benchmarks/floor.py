@@ -71,6 +71,7 @@ class Floor:
     """The unembedding."""
     dtype: str
     rates: Rates
+    cores: int
 
     def pass_seconds(
         self,
@@ -123,6 +124,18 @@ class Floor:
         """Sampling, the teacher's scoring, and training, one after the other."""
         return self._sample_seconds(work) + self._score_seconds(_bare(work)) + self._train_seconds(work)
 
+    def rl_step(self, work: Work) -> float:
+        """Sampling and training, one after the other."""
+        return self._sample_seconds(work) + self._train_seconds(work)
+
+    def share_beside_a_busy_core(self, _work: Work) -> float:
+        """The other process takes one core."""
+        return 1 - 1 / self.cores if self.cores > 1 else 0.5
+
+    def submission_milliseconds(self, work: Work) -> float:
+        """Four arrays copied on their way out (tokens, and three of the loss), one on its way in."""
+        return 1e3 * work.total_tokens * 5 * (4 + 4) / self.rates.read_bytes
+
     def weights_to_sampler_milliseconds(self, work: Work) -> float:
         """The fp32 adapter read, and written in the model's dtype."""
         values = _adapter_parameters([*self.body, self.head], work.rank)
@@ -154,7 +167,9 @@ class Floor:
     def from_measured(cls, measured: Mapping[str, Any], rates: Rates) -> Floor:
         """The floor of the model in what `measure` returned."""
         body, head = measured["body"], measured["head"]
-        return cls([(i, o) for i, o in body], (head[0], head[1]), measured["dtype"], rates)
+        return cls(
+            [(i, o) for i, o in body], (head[0], head[1]), measured["dtype"], rates, measured["threads"]
+        )
 
 
 def _bare(work: Work) -> Work:

@@ -5,20 +5,19 @@ Every function takes a job and returns numbers by metric, one a repetition.
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import numpy as np
 
-from benchmarks.work import Ids, Job, Unavailable, Work, policy, timed
+from benchmarks.busy_core import busy_core
+from benchmarks.work import Ids, Job, Work, policy, timed
 from cookbook.datums import policy_datum
 from cookbook.machine import peak_rss_mib
 from cookbook.server_process import running_server
@@ -86,7 +85,10 @@ def _sampled(job: Job, tokens: Sequence[int], prompts: Sequence[int]) -> Measure
             cut = [group[0][:length] for group, length in zip(drawn, prompts, strict=True)]
             _sample(sampler, cut, tokens, job.work.samples)
 
-        _sample(sampler, [job.work.small().draw(0, job.vocab_size)[0][0]], [8], job.work.samples)
+        if job.compiles:
+            once(0)
+        else:
+            _sample(sampler, [job.work.small().draw(0, job.vocab_size)[0][0]], [8], job.work.samples)
         return {"tokens_per_second": _rates(sum(tokens) * job.work.samples, timed(once, job.repeats))}
 
 
@@ -123,7 +125,7 @@ def score(job: Job) -> Measured:
         def once(repetition: int, work: Work = job.work) -> None:
             _score(sampler, [ids for group in work.draw(repetition, job.vocab_size) for ids in group])
 
-        once(0, job.work.small())
+        once(0, job.warm_up)
         return {"tokens_per_second": _rates(job.work.total_tokens, timed(once, job.repeats))}
 
 
@@ -155,7 +157,7 @@ def train_shared(job: Job) -> Measured:
         def once(repetition: int, work: Work = job.work) -> None:
             _update(trainer, _datums(work, repetition, job.vocab_size))
 
-        once(0, job.work.small())
+        once(0, job.warm_up)
         return {"tokens_per_second": _rates(job.work.total_tokens, timed(once, job.repeats))}
 
 
@@ -186,6 +188,27 @@ def _update(trainer: TrainingClient, data: list[Datum]) -> None:
     stepped.result()
 
 
+def rl_step(job: Job) -> Measured:
+    """Seconds of one step: weights to the sampler, sample groups, train on rewards less the group's mean."""
+    with _service(job) as service:
+        student = _trainer(service, job)
+
+        def once(repetition: int, work: Work = job.work) -> None:
+            prompts = [group[0][: work.prompt] for group in work.draw(repetition, job.vocab_size)]
+            sampler = student.save_weights_and_get_sampling_client()
+            groups = _sample(sampler, prompts, [work.tokens] * work.groups, work.samples)
+            data: list[Datum] = []
+            for prompt, group in zip(prompts, groups, strict=True):
+                rewards = np.array([tokens[0] % 2 for tokens, _ in group], np.float32)
+                for (tokens, logprobs), advantage in zip(group, rewards - rewards.mean(), strict=True):
+                    advantages = np.full(len(tokens), advantage, np.float32)
+                    data.append(policy_datum(prompt.tolist(), tokens, logprobs, advantages))
+            _update(student, data)
+
+        once(0, job.warm_up)
+        return {"seconds": timed(once, job.repeats)}
+
+
 def opd_step(job: Job) -> Measured:
     """Seconds of one step: weights to the sampler, sample, let the base model grade, train."""
     with _service(job) as service:
@@ -209,7 +232,7 @@ def opd_step(job: Job) -> Measured:
             ]
             _update(student, data)
 
-        once(0, job.work.small())
+        once(0, job.warm_up)
         return {"seconds": timed(once, job.repeats)}
 
 
@@ -268,6 +291,14 @@ def _engine_milliseconds(service: ServiceClient, sequence_id: str) -> float:
     return float(found[1])
 
 
+def sample_beside_a_busy_core(job: Job) -> Measured:
+    """Share of the undisturbed rate that is left while another process keeps one core busy."""
+    undisturbed = sample(job)["tokens_per_second"]
+    with busy_core():
+        disturbed = sample(job)["tokens_per_second"]
+    return {"share": [each / median(undisturbed) for each in disturbed]}
+
+
 def cold_start(job: Job) -> Measured:
     """Seconds from the server's command line to the first sampled token, the model being on disk."""
 
@@ -279,43 +310,3 @@ def cold_start(job: Job) -> Measured:
             _sample(_sampler(service, job), [prompt], [1], 1)
             seconds.append(perf_counter() - started)
     return {"seconds": seconds}
-
-
-# ---- the client ----
-
-_IMPORT = """
-import resource, sys, time
-unit = 2**20 if sys.platform == "darwin" else 2**10
-started = time.perf_counter()
-__import__(sys.argv[1], fromlist=["ServiceClient", "TrainingClient", "SamplingClient", "types"])
-print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
-"""
-
-
-def client_import(job: Job) -> Measured:
-    """Seconds of importing the client in a fresh interpreter, and that interpreter's memory after it.
-
-    What is imported are the classes that a loop uses: names that load on first use cost nothing until then.
-    """
-    return _import("tinkerlite", sys.executable, job.repeats)
-
-
-def official_import(job: Job) -> Measured:
-    """The same for the official SDK, in the environment that holds it."""
-    python = os.environ.get("TINKERLITE_OFFICIAL_PYTHON")
-    if not python:
-        raise Unavailable("TINKERLITE_OFFICIAL_PYTHON names no Python that has the official SDK")
-    return _import("tinker", python, job.repeats)
-
-
-def _import(name: str, python: str, repeats: int) -> Measured:
-    seconds: list[float] = []
-    mebibytes: list[float] = []
-    for repetition in range(repeats + 1):
-        # -P: not from the working directory.
-        done = subprocess.run([python, "-P", "-c", _IMPORT, name], capture_output=True, text=True, check=True)
-        if repetition:  # the first one compiles and fills the file cache
-            time_taken, memory = map(float, done.stdout.split())
-            seconds.append(time_taken)
-            mebibytes.append(memory)
-    return {"seconds": seconds, "peak_rss_mib": mebibytes}

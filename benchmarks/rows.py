@@ -8,12 +8,18 @@ from dataclasses import asdict, dataclass, field
 from benchmarks.floor import Floor
 from benchmarks.work import Work
 
-_OTHERS = "benchmarks.alternatives"
-_OURS = "benchmarks.ours"
+_OURS, _CLIENTS = "benchmarks.ours", "benchmarks.clients"
+_ALTERNATIVES = "benchmarks.alternatives"
+_PEFT = f"{_ALTERNATIVES}.transformers_peft"
+_CONTINUOUS = f"{_ALTERNATIVES}.continuous_batching"
+_VLLM = f"{_ALTERNATIVES}.vllm_cpu"
+_SKYRL = f"{_ALTERNATIVES}.skyrl_server"
+_TRL = f"{_ALTERNATIVES}.trl_trainers"
 
-VLLM, SKYRL, TRL = "vLLM", "SkyRL", "TRL"
-ELSEWHERE = "needs an environment of its own, which this benchmark does not set up"
-"""Why these are in no row yet that they belong to."""
+QUICK_NAMES: Mapping[str, str] = {"vLLM": "vLLM, eager"}
+"""Who is somebody else in a quick run: vLLM's compilation takes minutes, so there it goes without."""
+
+_COMPILES = {"SkyRL": "compiles for a minute and more in every row; measured without --quick"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +39,16 @@ class Row:
     ours: str
     alternatives: Mapping[str, str] = field(default_factory=lambda: {})
     """Functions, by who does it."""
-    elsewhere: tuple[str, ...] = ()
-    """Who else belongs here and cannot be run from this environment."""
     floor: Callable[[Floor, Work], float] | None = None
+    not_quick: Mapping[str, str] = field(default_factory=lambda: {})
+    """Alternatives that quick runs leave out, with the reason."""
     repeats: int = 3
     quick_repeats: int = 1
 
     @property
     def higher_is_better(self) -> bool:
-        """Rates should be high; times and sizes low."""
-        return self.unit.endswith("/s")
+        """Rates and shares should be high; times, sizes and counts low."""
+        return self.unit.endswith("/s") or self.unit == "share"
 
     def name(self, work: Work) -> str:
         """The title with the sizes that were run."""
@@ -67,9 +73,14 @@ ROWS: tuple[Row, ...] = (
         work=Work(groups=16, samples=4, prompt=64, tokens=128),
         quick=Work(groups=4, samples=4, prompt=32, tokens=32),
         ours=f"{_OURS}:sample",
-        alternatives={"transformers generate": f"{_OTHERS}:generate"},
-        elsewhere=(VLLM, SKYRL),
+        alternatives={
+            "transformers generate": f"{_PEFT}:generate",
+            "transformers continuous batching": f"{_CONTINUOUS}:sample",
+            "vLLM": f"{_VLLM}:sample",
+            "SkyRL": f"{_SKYRL}:sample",
+        },
         floor=Floor.sample,
+        not_quick=_COMPILES,
     ),
     _throughput(
         "sample-lora",
@@ -77,9 +88,13 @@ ROWS: tuple[Row, ...] = (
         work=Work(groups=16, samples=4, prompt=64, tokens=128, rank=32),
         quick=Work(groups=4, samples=4, prompt=32, tokens=32, rank=32),
         ours=f"{_OURS}:sample",
-        alternatives={"transformers generate + PEFT": f"{_OTHERS}:generate"},
-        elsewhere=(VLLM, SKYRL),
+        alternatives={
+            "transformers generate + PEFT": f"{_PEFT}:generate",
+            "vLLM": f"{_VLLM}:sample",
+            "SkyRL": f"{_SKYRL}:sample",
+        },
         floor=Floor.sample,
+        not_quick=_COMPILES,
     ),
     _throughput(
         "sample-one",
@@ -87,9 +102,13 @@ ROWS: tuple[Row, ...] = (
         work=Work(prompt=64, tokens=128),
         quick=Work(prompt=32, tokens=32),
         ours=f"{_OURS}:sample",
-        alternatives={"transformers generate": f"{_OTHERS}:generate"},
-        elsewhere=(VLLM, SKYRL),
+        alternatives={
+            "transformers generate": f"{_PEFT}:generate",
+            "vLLM": f"{_VLLM}:sample",
+            "SkyRL": f"{_SKYRL}:sample",
+        },
         floor=Floor.sample,
+        not_quick=_COMPILES,
     ),
     _throughput(
         "sample-mixed",
@@ -100,15 +119,30 @@ ROWS: tuple[Row, ...] = (
         alternatives={"tinkerlite, uniform lengths": f"{_OURS}:sample"},
         floor=Floor.sample,
     ),
+    Row(
+        key="sample-busy",
+        title="share left of " + _SAMPLE + " while another process keeps one core busy",
+        unit="share",
+        metric="share",
+        work=Work(prompt=64, tokens=64),
+        quick=Work(prompt=16, tokens=16),
+        ours=f"{_OURS}:sample_beside_a_busy_core",
+        alternatives={"transformers generate": f"{_PEFT}:generate_beside_a_busy_core"},
+        floor=Floor.share_beside_a_busy_core,
+    ),
     _throughput(
         "score",
         "compute_logprobs of {groups} sequences x {tokens} tokens",
         work=Work(groups=64, tokens=256),
         quick=Work(groups=8, tokens=128),
         ours=f"{_OURS}:score",
-        alternatives={"transformers, padded": f"{_OTHERS}:score"},
-        elsewhere=(VLLM, SKYRL),
+        alternatives={
+            "transformers, padded": f"{_PEFT}:score",
+            "vLLM": f"{_VLLM}:score",
+            "SkyRL": f"{_SKYRL}:score",
+        },
         floor=Floor.score,
+        not_quick=_COMPILES,
     ),
     _throughput(
         "score-shared",
@@ -118,9 +152,9 @@ ROWS: tuple[Row, ...] = (
         ours=f"{_OURS}:score",
         alternatives={
             "tinkerlite, nothing shared": f"{_OURS}:score_unshared",
-            "transformers, padded": f"{_OTHERS}:score",
+            "transformers, padded": f"{_PEFT}:score",
+            "vLLM": f"{_VLLM}:score",
         },
-        elsewhere=(VLLM,),
         floor=Floor.score,
     ),
     _throughput(
@@ -129,9 +163,9 @@ ROWS: tuple[Row, ...] = (
         work=_TRAINING,
         quick=_TRAINING_QUICK,
         ours=f"{_OURS}:train",
-        alternatives={"transformers + PEFT, padded": f"{_OTHERS}:train"},
-        elsewhere=(SKYRL,),
+        alternatives={"transformers + PEFT, padded": f"{_PEFT}:train", "SkyRL": f"{_SKYRL}:train"},
         floor=Floor.train,
+        not_quick=_COMPILES,
     ),
     Row(
         key="train-memory",
@@ -141,8 +175,8 @@ ROWS: tuple[Row, ...] = (
         work=_TRAINING,
         quick=_TRAINING_QUICK,
         ours=f"{_OURS}:train",
-        alternatives={"transformers + PEFT, padded": f"{_OTHERS}:train"},
-        elsewhere=(SKYRL,),
+        alternatives={"transformers + PEFT, padded": f"{_PEFT}:train", "SkyRL": f"{_SKYRL}:train"},
+        not_quick=_COMPILES,
     ),
     _throughput(
         "train-shared",
@@ -152,7 +186,7 @@ ROWS: tuple[Row, ...] = (
         ours=f"{_OURS}:train_shared",
         alternatives={
             "tinkerlite, nothing shared": f"{_OURS}:train_unshared",
-            "transformers + PEFT, padded": f"{_OTHERS}:train",
+            "transformers + PEFT, padded": f"{_PEFT}:train",
         },
         floor=Floor.train,
     ),
@@ -164,9 +198,29 @@ ROWS: tuple[Row, ...] = (
         work=Work(groups=16, prompt=64, tokens=128, rank=32),
         quick=Work(groups=8, prompt=32, tokens=32, rank=32),
         ours=f"{_OURS}:opd_step",
-        alternatives={"transformers + PEFT": f"{_OTHERS}:opd_step"},
-        elsewhere=(TRL, SKYRL),
+        alternatives={
+            "transformers + PEFT": f"{_PEFT}:opd_step",
+            "TRL DistillationTrainer": f"{_TRL}:opd_step",
+            "SkyRL": f"{_SKYRL}:opd_step",
+        },
         floor=Floor.opd_step,
+        not_quick=_COMPILES,
+    ),
+    Row(
+        key="rl-step",
+        title="RL step: {groups} prompts of {prompt} x {samples} x {tokens} tokens, LoRA rank {rank}",
+        unit="s",
+        metric="seconds",
+        work=Work(groups=8, samples=8, prompt=64, tokens=64, rank=32),
+        quick=Work(groups=2, samples=4, prompt=32, tokens=32, rank=32),
+        ours=f"{_OURS}:rl_step",
+        alternatives={
+            "transformers + PEFT": f"{_PEFT}:rl_step",
+            "TRL GRPOTrainer": f"{_TRL}:rl_step",
+            "SkyRL": f"{_SKYRL}:rl_step",
+        },
+        floor=Floor.rl_step,
+        not_quick=_COMPILES,
     ),
     Row(
         key="weights-to-sampler",
@@ -176,21 +230,28 @@ ROWS: tuple[Row, ...] = (
         work=Work(tokens=16, rank=32),
         quick=Work(tokens=16, rank=32),
         ours=f"{_OURS}:weights_to_sampler",
-        elsewhere=(VLLM, SKYRL),
+        alternatives={
+            "vLLM": f"{_VLLM}:weights_to_sampler",
+            "SkyRL": f"{_SKYRL}:weights_to_sampler",
+        },
         floor=Floor.weights_to_sampler_milliseconds,
         repeats=10,
         quick_repeats=5,
+        not_quick=_COMPILES,
     ),
     Row(
         key="request",
-        title="trivial request: prompt of {prompt}, one token; ours over HTTP, others in process",
+        title="trivial request: prompt of {prompt}, one token; ours and SkyRL's over HTTP, others in process",
         unit="ms",
         metric="milliseconds",
         work=Work(prompt=8),
         quick=Work(prompt=8),
         ours=f"{_OURS}:request",
-        alternatives={"transformers generate": f"{_OTHERS}:request"},
-        elsewhere=(VLLM, SKYRL),
+        alternatives={
+            "transformers generate": f"{_PEFT}:request",
+            "vLLM": f"{_VLLM}:request",
+            "SkyRL": f"{_SKYRL}:request",
+        },
         floor=Floor.request_milliseconds,
         repeats=30,
         quick_repeats=10,
@@ -208,14 +269,17 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         key="cold-start",
-        title="start to first token, weights on disk; ours a server, others a script",
+        title="start to first token, weights on disk; ours and SkyRL a server, others a script",
         unit="s",
         metric="seconds",
         work=Work(prompt=8),
         quick=Work(prompt=8),
         ours=f"{_OURS}:cold_start",
-        alternatives={"transformers generate": f"{_OTHERS}:cold_start"},
-        elsewhere=(VLLM, SKYRL),
+        alternatives={
+            "transformers generate": f"{_PEFT}:cold_start",
+            "vLLM": f"{_VLLM}:cold_start",
+            "SkyRL": f"{_SKYRL}:cold_start",
+        },
         floor=Floor.cold_start,
     ),
     Row(
@@ -225,8 +289,8 @@ ROWS: tuple[Row, ...] = (
         metric="seconds",
         work=Work(),
         quick=Work(),
-        ours=f"{_OURS}:client_import",
-        alternatives={"official SDK": f"{_OURS}:official_import"},
+        ours=f"{_CLIENTS}:our_import",
+        alternatives={"official SDK": f"{_CLIENTS}:official_import"},
         quick_repeats=3,
     ),
     Row(
@@ -236,8 +300,41 @@ ROWS: tuple[Row, ...] = (
         metric="peak_rss_mib",
         work=Work(),
         quick=Work(),
-        ours=f"{_OURS}:client_import",
-        alternatives={"official SDK": f"{_OURS}:official_import"},
+        ours=f"{_CLIENTS}:our_import",
+        alternatives={"official SDK": f"{_CLIENTS}:official_import"},
         quick_repeats=3,
+    ),
+    Row(
+        key="import-packages",
+        title="packages that an installation of the client has",
+        unit="packages",
+        metric="packages",
+        work=Work(),
+        quick=Work(),
+        ours=f"{_CLIENTS}:our_installation",
+        alternatives={"official SDK": f"{_CLIENTS}:official_installation"},
+    ),
+    Row(
+        key="import-size",
+        title="size of them, installed",
+        unit="MiB",
+        metric="mebibytes",
+        work=Work(),
+        quick=Work(),
+        ours=f"{_CLIENTS}:our_installation",
+        alternatives={"official SDK": f"{_CLIENTS}:official_installation"},
+    ),
+    Row(
+        key="submit",
+        title="client's CPU time of a forward_backward, {groups} datums x {tokens} tokens",
+        unit="ms",
+        metric="cpu_milliseconds",
+        work=Work(groups=128, tokens=1024),
+        quick=Work(groups=32, tokens=1024),
+        ours=f"{_CLIENTS}:our_submission",
+        alternatives={"official SDK": f"{_CLIENTS}:official_submission"},
+        floor=Floor.submission_milliseconds,
+        repeats=7,
+        quick_repeats=5,
     ),
 )

@@ -96,6 +96,15 @@ class Job:
     repeats: int = 1
     base_url: str = ""
     """A server to use; without one, a measurement of ours starts its own."""
+    quick: bool = False
+    """Whether an alternative should rather start fast than run at its best."""
+    compiles: bool = False
+    """Whether the one who does the work compiles for every new shape."""
+
+    @property
+    def warm_up(self) -> Work:
+        """What to do before anything is timed: all of it, where less would leave something to compile."""
+        return self.work if self.compiles else self.work.small()
 
 
 @dataclass(frozen=True, eq=False)

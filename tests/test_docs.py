@@ -81,7 +81,7 @@ def test_the_readme_shows_every_check_of_the_doctor(local_service: tinkerlite.Se
 def test_every_file_and_module_that_the_pages_name_exists():
     names = {
         path.name
-        for part in ("tinkerlite", "server", "cookbook", "tests")
+        for part in ("tinkerlite", "server", "cookbook", "benchmarks", "tests")
         for path in (ROOT / part).rglob("*.py")
     }
     for page in PAGES:

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import measure
 from benchmarks.floor import Floor, Rates
 from benchmarks.report import Result, print_table, write_json
 from benchmarks.rows import ROWS
-from benchmarks.work import Job, Unavailable, Work, policy
+from benchmarks.work import Work, policy
 
 THROUGHPUT = Result(
     key="score",
@@ -73,19 +72,6 @@ def test_the_table_names_everyone_who_was_skipped():
     assert "skipped absent: needs an environment of its own (score)" in captured.get()
 
 
-def test_what_cannot_be_measured_here_says_why(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("TINKERLITE_OFFICIAL_PYTHON", raising=False)
-    job = Job(function="benchmarks.ours:official_import", model="", work=Work())
-    with pytest.raises(Unavailable, match="TINKERLITE_OFFICIAL_PYTHON names no Python"):
-        measure.run(job, timeout_seconds=60)
-
-
-def test_a_measurement_that_fails_says_with_which_error():
-    job = Job(function="benchmarks.measure:no_such_function", model="", work=Work())
-    with pytest.raises(Unavailable, match=r"AttributeError.*no_such_function"):
-        measure.run(job, timeout_seconds=60)
-
-
 # ---- work and floors ----
 
 
@@ -119,6 +105,7 @@ FLOOR = Floor(
     head=(5, 10),
     dtype="float32",
     rates=Rates(gemm_flops={"float32": {1: 1000.0, 64: 2000.0}}, read_bytes=600.0),
+    cores=2,
 )
 
 
@@ -150,6 +137,21 @@ def test_scoring_a_group_costs_its_prompt_once():
     assert FLOOR.score(work) == pytest.approx(100 / (2 * 150 * 65 / 2000))
 
 
+def test_an_rl_step_samples_and_trains_and_does_not_score():
+    work = Work(groups=1, samples=2, prompt=8, tokens=4, rank=2)
+    train_seconds = work.total_tokens / FLOOR.train(work)
+    assert FLOOR.rl_step(work) == pytest.approx(work.sampled_tokens / FLOOR.sample(work) + train_seconds)
+
+
+def test_a_submission_copies_four_arrays_out_and_one_back():
+    assert FLOOR.submission_milliseconds(Work(groups=3, tokens=100)) == pytest.approx(300 * 5 * 8 / 0.6)
+
+
+def test_a_busy_core_leaves_the_others():
+    assert FLOOR.share_beside_a_busy_core(Work()) == 0.5
+    assert replace(FLOOR, cores=4).share_beside_a_busy_core(Work()) == 0.75
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.key)
 def test_every_row_names_functions_that_exist_and_sizes_in_its_title(row):
     for function in (row.ours, *row.alternatives.values()):
@@ -157,3 +159,8 @@ def test_every_row_names_functions_that_exist_and_sizes_in_its_title(row):
         source = Path(*module.split(".")).with_suffix(".py").read_text()
         assert f"def {name}(job: Job)" in source
     assert "{" not in row.name(row.work)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.key)
+def test_every_row_compares_us_with_somebody_else_or_with_the_floor(row):
+    assert row.alternatives or row.floor or row.key == "request-overhead"

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.busy_core import busy_core
 from benchmarks.work import Ids, Job, Policy, Unavailable, Work, policy, timed
 
 Measured = dict[str, list[float]]
@@ -63,6 +65,14 @@ def _generate(model: Any, work: Work, drawn: list[list[Ids]]) -> Tensor:
         )
     assert output.shape == (work.sequences, work.prompt + work.tokens)
     return output
+
+
+def generate_beside_a_busy_core(job: Job) -> Measured:
+    """Share of the undisturbed rate that is left while another process keeps one core busy."""
+    undisturbed = generate(job)["tokens_per_second"]
+    with busy_core():
+        disturbed = generate(job)["tokens_per_second"]
+    return {"share": [each / median(undisturbed) for each in disturbed]}
 
 
 # ---- scoring ----
@@ -135,6 +145,27 @@ def _update(model: Any, optimizer: torch.optim.Optimizer, examples: Sequence[Pol
         (-torch.where(advantages != 0, ratio * advantages, 0.0).sum()).backward()
     optimizer.step()
     optimizer.zero_grad()
+
+
+def rl_step(job: Job) -> Measured:
+    """Seconds of one step: generate groups, score them for their logprobs, train on centred rewards."""
+    _require_logits_memory(job)
+    student = _with_lora(_model(job), job.work.rank)
+    optimizer = _optimizer(student)
+
+    def once(repetition: int, work: Work = job.work) -> None:
+        sampled = [row.numpy() for row in _generate(student, work, work.draw(repetition, job.vocab_size))]
+        rewards = np.array([ids[work.prompt] % 2 for ids in sampled], np.float32).reshape(-1, work.samples)
+        centred = (rewards - rewards.mean(axis=1, keepdims=True)).ravel()
+        examples: list[Policy] = []
+        for ids, own, advantage in zip(sampled, _score(student, sampled), centred, strict=True):
+            advantages = np.full(len(ids) - 1, advantage, np.float32)
+            advantages[: work.prompt - 1] = 0.0
+            examples.append(Policy(ids[:-1], ids[1:], own.numpy(), advantages))
+        _update(student, optimizer, examples)
+
+    once(0, job.work.small())
+    return {"seconds": timed(once, job.repeats)}
 
 
 def opd_step(job: Job) -> Measured:
