@@ -143,10 +143,9 @@ def _greedy_takes_the_likeliest(subject: Subject) -> list[str]:
     topk = sequence.topk_logprobs_np
     if topk is None or topk.token_ids.shape != (_TOKENS, _TOPK):
         return [f"{_TOPK} likeliest tokens at {_TOKENS} positions were asked for, and did not come"]
-    if topk.token_ids[:, 0].tolist() != sequence.tokens:
-        return ["greedy sampling takes other tokens than the likeliest that are reported"]
+    # By their logprobs: among equally likely tokens, as rounded logits have them, either may come first.
     if not np.array_equal(topk.logprobs[:, 0], _logprobs(sequence)):
-        return ["the likeliest token has another logprob than the same token, sampled"]
+        return ["greedy sampling takes less likely tokens than those reported as the likeliest"]
     return []
 
 
