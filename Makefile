@@ -4,6 +4,7 @@
 #   make test, make lint what CI runs
 #   make serve MODEL=... a server on http://127.0.0.1:8000
 #   make readme          write what the command says into the README again
+#   make experiments     the small size of all experiments, hours; SEEDS="0 1 2" EXPERIMENTS="rl_teacher"
 #   make bench           side-by-side measurements; QUICK=1 for a short one
 #   make bench-envs      environments for the alternatives in them, before the first run (6 GB and minutes)
 #
@@ -14,6 +15,8 @@ PIP_ARGS ?=
 MODEL    ?= HuggingFaceTB/SmolLM2-135M-Instruct
 PORT     ?= 8000
 TESTS    ?= tests
+SEEDS    ?= 0 1 2
+EXPERIMENTS ?= $(notdir $(patsubst %/experiment.py,%,$(wildcard cookbook/experiments/*/experiment.py)))
 
 VENV   := .venv
 COMPAT := .venv-compat
@@ -29,7 +32,7 @@ OFFICIAL   = TINKERLITE_OFFICIAL_PYTHON=$(abspath $(COMPAT)/bin/python) \
              TINKERLITE_OLDER_SDKS=$(abspath $(COMPAT)/older) \
              TINKERLITE_COOKBOOK_TESTS=$(abspath $(COMPAT)/$(COOKBOOK))
 
-.PHONY: setup demo test lint format serve readme bench bench-envs notebook proto clean
+.PHONY: setup demo test lint format serve readme experiments bench bench-envs notebook proto clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.dev $(COMPAT)/.stamp
@@ -94,6 +97,11 @@ readme: $(VENV)/.run
 	$(BIN)/python docs/regenerate.py
 
 # Whoever has no environment is skipped by name.
+experiments: $(VENV)/.dev
+	for name in $(EXPERIMENTS); do \
+	  $(BIN)/python -m cookbook.experiments.$$name --size small --seeds $(SEEDS) || exit 1; \
+	done
+
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 

@@ -119,8 +119,9 @@ def test_reasoning_is_learned_from_the_reply_on_and_long_conversations_are_left_
     learned = [token for token, weight in zip(example.tokens, example.mask, strict=True) if weight]
     assert renderer.text(learned) == "<think>two, three</think> five<|im_end|>"
     assert again.tokens == example.tokens
+    many = write(tmp_path / "many.jsonl", [rows[0]] * 1000)
     with pytest.raises(HubDataError, match="1000 conversations in a row exceed 5 tokens"):
-        next(reasoning_examples(renderer, seed=0, longest=5, source=source))
+        next(reasoning_examples(renderer, seed=0, longest=5, source=many))
 
 
 def test_conversations_of_another_shape_are_refused(tmp_path: Path, renderer: Renderer):

@@ -292,12 +292,12 @@ SMOKE = TrainConfig(
 )
 SMALL_SFT = SupervisedConfig(batch_size=64, learning_rate=3e-3, evaluate_every=50, stop_when_collapsed=False)
 SMALL = TrainConfig(
-    steps=60,
-    prompts_per_step=32,
+    steps=100,
+    prompts_per_step=64,
     group_size=4,
     max_tokens=24,
     evaluate_every=5,
-    learning_rate=1e-3,
+    learning_rate=3e-4,
     kl_every=5,
     stop_when_collapsed=False,
 )
@@ -333,9 +333,9 @@ EXPERIMENT = Experiment(
             rank=0,
             task="homophones",
             longest=0,
-            examination=Examination(problems=400, max_tokens=24),
+            examination=Examination(problems=300, max_tokens=24),
             teacher_training=replace(SMALL_SFT, steps=800, evaluate_every=200, learning_rate=2e-3),
-            checkpoint=replace(SMALL_SFT, steps=300, evaluate_every=100),
+            checkpoint=replace(SMALL_SFT, steps=200, evaluate_every=100),
             sft=replace(SMALL_SFT, steps=1200, learning_rate=1e-3),
             rl=SMALL,
             opd=SMALL,

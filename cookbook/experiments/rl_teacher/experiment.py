@@ -257,7 +257,7 @@ EXPERIMENT = Experiment(
                 max_tokens=4,
                 evaluate_every=2,
                 stop_when_collapsed=False,
-                learning_rate=3e-4,
+                learning_rate=5e-4,
             ),
             opd=TrainConfig(
                 steps=16,
