@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -44,6 +45,8 @@ GEMM_ROWS, QUICK_GEMM_ROWS = 1024, 256
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns an exit status."""
     given = _parser().parse_args(argv)
+    # However it is ended, servers and engines end with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # In a pipe or a log there is no width to keep to.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(f"measuring the machine: matrix products and memory, at the shapes of {given.model} ...")

@@ -47,6 +47,10 @@ class Home:
     """What the module starts processes in, if not in its own."""
     lasting: bool = False
     """Whether one process does all its jobs; else every job has its own."""
+    lasting_if_quick: bool = False
+    """The same in quick runs, where starting would take longer than measuring."""
+    alone: tuple[str, ...] = ()
+    """Functions that always have a process of their own, whose memory they measure."""
     variables: Callable[[], Mapping[str, str]] = _nothing
     """Environment variables, looked up when it starts."""
 
@@ -66,7 +70,8 @@ _ALTERNATIVES = "benchmarks.alternatives"
 HOMES: Mapping[str, Home] = {
     f"{_ALTERNATIVES}.vllm_cpu": Home(environment=VLLM, lasting=True, variables=_vllm_variables),
     f"{_ALTERNATIVES}.skyrl_server": Home(starts=SKYRL, lasting=True),
-    f"{_ALTERNATIVES}.trl_trainers": Home(environment=TRL),
+    f"{_ALTERNATIVES}.trl_trainers": Home(environment=TRL, lasting=True),
+    f"{_ALTERNATIVES}.transformers_peft": Home(lasting_if_quick=True, alone=("train",)),
     "benchmarks.clients": Home(lasting=True),
 }
 
@@ -86,9 +91,10 @@ class Workers:
 
     def run(self, job: Job, timeout_seconds: float) -> dict[str, Any]:
         """See `Worker.run`."""
-        module = job.function.partition(":")[0]
+        module, _, function = job.function.partition(":")
         home = HOMES.get(module, Home())
-        if not home.lasting:
+        lasting = home.lasting or (home.lasting_if_quick and job.quick)
+        if not lasting or function in home.alone:
             with ExitStack() as stack:
                 worker = home.worker()
                 stack.callback(worker.close)

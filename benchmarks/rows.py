@@ -125,7 +125,7 @@ ROWS: tuple[Row, ...] = (
         unit="share",
         metric="share",
         work=Work(prompt=64, tokens=64),
-        quick=Work(prompt=16, tokens=16),
+        quick=Work(prompt=16, tokens=8),
         ours=f"{_OURS}:sample_beside_a_busy_core",
         alternatives={"transformers generate": f"{_PEFT}:generate_beside_a_busy_core"},
         floor=Floor.share_beside_a_busy_core,
@@ -196,7 +196,7 @@ ROWS: tuple[Row, ...] = (
         unit="s",
         metric="seconds",
         work=Work(groups=16, prompt=64, tokens=128, rank=32),
-        quick=Work(groups=8, prompt=32, tokens=32, rank=32),
+        quick=Work(groups=8, prompt=32, tokens=16, rank=32),
         ours=f"{_OURS}:opd_step",
         alternatives={
             "transformers + PEFT": f"{_PEFT}:opd_step",
@@ -212,7 +212,7 @@ ROWS: tuple[Row, ...] = (
         unit="s",
         metric="seconds",
         work=Work(groups=8, samples=8, prompt=64, tokens=64, rank=32),
-        quick=Work(groups=2, samples=4, prompt=32, tokens=32, rank=32),
+        quick=Work(groups=2, samples=4, prompt=32, tokens=16, rank=32),
         ours=f"{_OURS}:rl_step",
         alternatives={
             "transformers + PEFT": f"{_PEFT}:rl_step",

@@ -20,6 +20,9 @@ def jobs_here(job: Job) -> dict[str, list[float]]:
     return {"tokens_per_second": [float(_jobs_here)] * job.repeats}
 
 
+jobs_here_too = jobs_here
+
+
 def sampled_tokens(job: Job) -> dict[str, list[float]]:
     return {"tokens_per_second": [float(job.work.sampled_tokens)]}
 

@@ -2,6 +2,7 @@
 
 import io
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,18 @@ def test_lasting_homes_keep_their_process_and_others_do_not(monkeypatch: pytest.
     monkeypatch.setattr("benchmarks.homes.HOMES", {"tests.benchmarks.measured": Home(lasting=True)})
     with Workers() as workers:
         assert [workers.run(job, 60)["tokens_per_second"] for _ in range(2)] == [[1.0], [2.0]]
+
+
+def test_a_function_that_measures_its_processs_memory_has_one_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    home = Home(lasting_if_quick=True, alone=("jobs_here",))
+    monkeypatch.setattr("benchmarks.homes.HOMES", {"tests.benchmarks.measured": home})
+    job = Job(function="tests.benchmarks.measured:jobs_here", model="", work=Work(), quick=True)
+    also = replace(job, function="tests.benchmarks.measured:jobs_here_too")
+    with Workers() as workers:
+        assert [workers.run(job, 60)["tokens_per_second"] for _ in range(2)] == [[1.0], [1.0]]
+        assert [workers.run(also, 60)["tokens_per_second"] for _ in range(2)] == [[1.0], [2.0]]
+        slow = replace(also, quick=False)
+        assert workers.run(slow, 60)["tokens_per_second"] == [1.0]
 
 
 # ---- a row, measured ----
