@@ -11,7 +11,7 @@ from itertools import islice
 from cookbook.diagnostics import kl_figures
 from cookbook.evaluation import evaluate, greedy_replies
 from cookbook.instructions.scores import score
-from cookbook.instructions.task import InstructedProblem
+from cookbook.instructions.task import instructions_of
 from cookbook.loop import Measure
 from cookbook.metrics import Row
 from cookbook.renderers import Renderer
@@ -20,11 +20,9 @@ from cookbook.teachers import Teacher
 from tinkerlite import SamplingClient
 
 
-def behaviour_measure(
-    problems: Sequence[InstructedProblem], *, renderer: Renderer, max_tokens: int
-) -> Measure:
+def behaviour_measure(problems: Sequence[Problem], *, renderer: Renderer, max_tokens: int) -> Measure:
     """Greedy replies to prompts with instructions, scored as IFEval does; `behaviour` is its first figure."""
-    asked = [problem.instructions for problem in problems]
+    asked = [instructions_of(problem) for problem in problems]
 
     def measure(sampler: SamplingClient) -> Row:
         replies = greedy_replies(sampler, problems, renderer=renderer, max_tokens=max_tokens)

@@ -53,7 +53,7 @@ class InstructionTask:
             else:
                 yield self._draw(random, topic, next(kinds))
 
-    def held_out(self, count: int) -> list[InstructedProblem]:
+    def held_out(self, count: int) -> list[Problem]:
         """The first `count` held-out prompts, all different, of every kind equally many."""
         random = Random(f"{self.name} held out")
         topics = [topic for topic in TOPICS if is_held_out(topic)]

@@ -1,0 +1,1 @@
+"""E8: learn, recover, learn more: knowledge adds up and behaviour stays."""

@@ -1,0 +1,359 @@
+"""E8. Learn new documents, recover, learn more: phases of SFT and of OPD from the model before them.
+
+Each round has documents about other products. Learning them costs behaviour, and some of what was learned
+before. The model as it was before the round is still there, though, and needs no data to teach: it grades
+the student's own answers, to chat and to questions about the products of earlier rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cookbook.advantages import reverse_kl
+from cookbook.company import Company, CompanyTask, found_company
+from cookbook.experiments.conversation import (
+    ChatSetting,
+    SampleSetting,
+    columns,
+    documents_and_chat,
+    kept,
+    knowledge_of,
+    last_measured,
+    with_fresh_optimizer,
+)
+from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
+from cookbook.experiments.figures import COLOURS, as_percent, panels
+from cookbook.experiments.statistics import Estimate, estimate, percent
+from cookbook.experiments.students import (
+    BaseModel,
+    base_models,
+    fresh_student,
+    renderer_of,
+    saved_sampler,
+    seeded,
+)
+from cookbook.loop import TrainConfig, train
+from cookbook.measures import together
+from cookbook.metrics import Row
+from cookbook.rollouts import Grade, Problem, Task
+from cookbook.scratch_model import ScratchConfig
+from cookbook.supervised import SupervisedConfig, train_on_examples
+from cookbook.teachers import Teacher
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+START = "start"
+WITHIN, KEPT = 0.05, 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinualLearningSetting:
+    """Everything that changes the result."""
+
+    model: BaseModel
+    rank: int
+    """Of the one adapter that all rounds train."""
+    rounds: int
+    products: int
+    """New ones in a round; each has four facts, and each fact two questions in the test."""
+    answer_tokens: int
+    """Longest answer to a question, in tokens."""
+    chat: ChatSetting
+    samples: SampleSetting
+    """The chat in a round's mix, by the model as it was before the round."""
+    document_share: float
+    """Of the examples of the learning phase."""
+    learn: SupervisedConfig
+    recover: TrainConfig
+    kl_clip: float | None
+    """Largest per-token KL that counts in the recovery, in nats."""
+
+
+def learning(number: int) -> str:
+    """The run of a round's first phase; rounds count from 1."""
+    return f"round {number}: learn"
+
+
+def recovery(number: int) -> str:
+    """The run of a round's second phase."""
+    return f"round {number}: recover"
+
+
+def known(number: int) -> str:
+    """The figure that says how much of a round's documents is known."""
+    return f"round_{number}"
+
+
+def run(bench: Bench, setting: ContinualLearningSetting) -> None:
+    """All rounds, on one student."""
+    [model] = bench.models
+    student = fresh_student(bench.service, model, setting.rank, bench.seed)
+    tokenizer, renderer = student.get_tokenizer(), renderer_of(student)
+    company = found_company(bench.seed, products=setting.rounds * setting.products)
+    parts = company.divided(setting.rounds)
+    names = [known(number) for number in range(1, setting.rounds + 1)]
+    measure = together(
+        setting.chat.behaviour(renderer),
+        *(
+            knowledge_of(company, part, renderer, setting.answer_tokens, name)
+            for name, part in zip(names, parts, strict=True)
+        ),
+    )
+    chat = setting.chat.prompts()
+    earlier = saved_sampler(bench.service, student, "start")
+    bench.note(START, step=0, **measure(earlier))
+    for number, part in enumerate(parts, 1):
+        seed = bench.seed * setting.rounds + number  # other chat and other documents every round
+        samples = setting.samples.examples(earlier, chat, renderer, seed)
+        with bench.record(learning(number), columns(*names)) as record:
+            train_on_examples(
+                seeded(setting.learn, seed),
+                student,
+                documents_and_chat(part, samples, setting.document_share, tokenizer, seed),
+                measure=measure,
+                record=record,
+            )
+        student = with_fresh_optimizer(bench.service, student, f"learned-{number}")
+        teacher = Teacher(earlier, tokenizer)
+        with bench.record(recovery(number), columns(*names)) as record:
+            train(
+                seeded(setting.recover, seed),
+                student,
+                _rehearsal(chat, company, parts[: number - 1]),
+                renderer=renderer,
+                advantages=reverse_kl(teacher, clip=setting.kl_clip),
+                teacher=teacher,
+                measure=measure,
+                record=record,
+            )
+        student = with_fresh_optimizer(bench.service, student, f"recovered-{number}")
+        earlier = saved_sampler(bench.service, student, f"round-{number}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """Chat and questions in turn. Implements `rollouts.Task`."""
+
+    chat: Task
+    questions: Task
+    name: str = "rehearsal"
+
+    def training_problems(self, seed: int) -> Iterator[Problem]:
+        """One of each in turn, without end."""
+        for pair in zip(
+            self.chat.training_problems(seed), self.questions.training_problems(seed), strict=False
+        ):
+            yield from pair
+
+    def held_out(self, count: int) -> list[Problem]:
+        """Of chat alone: questions are tested by round."""
+        return self.chat.held_out(count)
+
+    def grade(self, problem: Problem, reply: str) -> Grade:
+        """By its own task: a question has an answer, and chat has none."""
+        return (self.questions if problem.answer else self.chat).grade(problem, reply)
+
+
+def _rehearsal(chat: Task, company: Company, earlier: Sequence[Company]) -> Task:
+    """Chat, and from the second round on questions about what earlier rounds taught."""
+    if not earlier:
+        return chat
+    facts = tuple(fact for part in earlier for fact in part.facts)
+    questions = CompanyTask(company=Company(name=company.name, facts=facts))
+    return Rehearsal(chat=chat, questions=questions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """What one seed knew, and how it behaved, when a phase ended."""
+
+    name: str
+    behaviour: float
+    knowledge: tuple[float, ...]
+    """By round."""
+
+
+def phases_of(result: Result) -> list[Phase]:
+    """The start and the end of every phase."""
+    rounds: int = result.header["setting"]["rounds"]
+    names = [START, *(name(n) for n in range(1, rounds + 1) for name in (learning, recovery))]
+    return [
+        Phase(
+            name=name,
+            behaviour=last_measured(result.of(name), "behaviour"),
+            knowledge=tuple(last_measured(result.of(name), known(n)) for n in range(1, rounds + 1)),
+        )
+        for name in names
+    ]
+
+
+def kept_of_peak(result: Result) -> list[float]:
+    """Of each round's knowledge, the share of its highest value that is left at the end."""
+    phases = phases_of(result)
+    peaks = [max(phase.knowledge[n] for phase in phases) for n in range(len(phases[0].knowledge))]
+    return [kept(end, peak) for end, peak in zip(phases[-1].knowledge, peaks, strict=True)]
+
+
+def tables(results: Sequence[Result]) -> str:
+    """One row a phase: behaviour, and the knowledge of every round's documents."""
+    seeds = [phases_of(result) for result in results]
+    rounds = len(seeds[0][0].knowledge)
+    heading = ["after", "behaviour", *(f"knowledge {n}" for n in range(1, rounds + 1))]
+    lines = [f"| {' | '.join(heading)} |", "|---" * len(heading) + "|"]
+    for place, phase in enumerate(seeds[0]):
+        ours = [
+            estimate([seed[place].behaviour for seed in seeds]),
+            *(estimate([seed[place].knowledge[n] for seed in seeds]) for n in range(rounds)),
+        ]
+        lines.append(f"| {' | '.join([phase.name, *(each.text(percent) for each in ours)])} |")
+    return "\n".join(lines)
+
+
+def bars(results: Sequence[Result]) -> list[Bar]:
+    """Behaviour comes back, and knowledge stays."""
+    seeds = [phases_of(result) for result in results]
+    behaviour = estimate([kept(seed[-1].behaviour, seed[0].behaviour) for seed in seeds])
+    shares = [kept_of_peak(result) for result in results]
+    by_round = [estimate([seed[n] for seed in shares]) for n in range(len(shares[0]))]
+    return [
+        Bar(
+            claim=f"After {len(by_round)} rounds behaviour is within {WITHIN:.0%} of the start",
+            measured=f"{behaviour.text(percent)} of the start",
+            holds=behaviour.mean >= 1 - WITHIN,
+        ),
+        Bar(
+            claim=f"... and the knowledge of every round above {KEPT:.0%} of its own peak",
+            measured=", ".join(_kept(n, each) for n, each in enumerate(by_round, 1)),
+            holds=all(each.mean > KEPT for each in by_round),
+        ),
+    ]
+
+
+def _kept(number: int, share: Estimate) -> str:
+    return f"round {number}: {share.text(percent)}"
+
+
+def figure(results: Sequence[Result]) -> Figure:
+    """Behaviour and knowledge over all updates, recoveries shaded."""
+    drawing, (behaviour, knowledge) = panels(2, width=6.0)
+    rounds: int = results[0].header["setting"]["rounds"]
+    shades = ["#30638e", "#e09f3e", "#7b2d8b", "#6c757d"]
+    for index, result in enumerate(results):
+        points, recoveries = _timeline(result, rounds)
+        xs = [x for x, _ in points]
+        label = "behaviour" if index == 0 else None
+        behaviour.plot(
+            xs, [row["behaviour"] for _, row in points], ".-", color=COLOURS["opd"], label=label, alpha=0.8
+        )
+        for number in range(1, rounds + 1):
+            label = f"documents of round {number}" if index == 0 else None
+            values = [row[known(number)] for _, row in points]
+            shade = shades[(number - 1) % len(shades)]
+            knowledge.plot(xs, values, ".-", color=shade, label=label, alpha=0.8)
+        for axis in (behaviour, knowledge) if index == 0 else ():
+            for start, end in recoveries:
+                axis.axvspan(start, end, color=COLOURS["opd"], alpha=0.08, linewidth=0)
+    as_percent(behaviour, "prompts whose instructions are followed")
+    as_percent(knowledge, "questions answered")
+    for axis in (behaviour, knowledge):
+        axis.set_xlabel("updates (shaded: OPD from the earlier self)")
+        axis.legend(frameon=False)
+    return drawing
+
+
+def _timeline(result: Result, rounds: int) -> tuple[list[tuple[int, Row]], list[tuple[int, int]]]:
+    """Measured rows by the updates before them, and where the recoveries lie."""
+    points: list[tuple[int, Row]] = []
+    recoveries: list[tuple[int, int]] = []
+    done = 0
+    for number in range(1, rounds + 1):
+        for name in (learning(number), recovery(number)):
+            rows = result.of(name)
+            points += [(done + row["step"], row) for row in rows if row.get("behaviour") is not None]
+            end = done + rows[-1]["step"]
+            if name == recovery(number):
+                recoveries.append((done, end))
+            done = end
+    return points, recoveries
+
+
+EXPERIMENT = Experiment(
+    number="E8",
+    name="continual_learning",
+    title="Learn, recover, learn more: knowledge adds up and behaviour stays",
+    claim=(
+        "The post proposes to alternate phases: fine-tune on new data, then distil from the model as it was "
+        "before, which brings its behaviour back. It shows one such cycle and gives no figures for more."
+    ),
+    sizes={
+        "smoke": ContinualLearningSetting(
+            model=ScratchConfig(hidden=32, layers=1, heads=2, mlp=64),
+            rank=4,
+            rounds=2,
+            products=1,
+            answer_tokens=4,
+            chat=ChatSetting(tested=2, max_tokens=4),
+            samples=SampleSetting(prompts=2, max_tokens=4),
+            document_share=0.5,
+            learn=SupervisedConfig(steps=1, batch_size=2, evaluate_every=1),
+            recover=TrainConfig(steps=1, prompts_per_step=2, group_size=1, max_tokens=4, evaluate_every=1),
+            kl_clip=None,
+        ),
+        "small": ContinualLearningSetting(
+            model="HuggingFaceTB/SmolLM2-135M-Instruct",
+            rank=32,
+            rounds=3,
+            products=4,
+            answer_tokens=24,
+            chat=ChatSetting(),
+            samples=SampleSetting(prompts=64),
+            document_share=0.7,
+            learn=SupervisedConfig(
+                steps=60, batch_size=8, learning_rate=2e-3, decay_to=0.1, evaluate_every=30
+            ),
+            recover=TrainConfig(
+                steps=16,
+                prompts_per_step=32,
+                group_size=1,
+                max_tokens=48,
+                learning_rate=5e-4,
+                decay_to=0.1,
+                evaluate_every=8,
+            ),
+            kl_clip=None,
+        ),
+        "full": ContinualLearningSetting(
+            model="Qwen/Qwen3-8B",
+            rank=128,
+            rounds=3,
+            products=6,
+            answer_tokens=256,
+            chat=ChatSetting(
+                chat_file="data/tulu-3.jsonl", ifeval_file="data/ifeval.jsonl", tested=541, max_tokens=4096
+            ),
+            samples=SampleSetting(prompts=12_800, max_tokens=4096),
+            document_share=0.7,
+            learn=SupervisedConfig(
+                steps=150, batch_size=128, learning_rate=1e-3, decay_to=0.0, evaluate_every=50
+            ),
+            recover=TrainConfig(
+                steps=100,
+                prompts_per_step=64,
+                group_size=4,
+                max_tokens=4096,
+                learning_rate=1e-4,
+                decay_to=1.0,
+                evaluate_every=50,
+            ),
+            kl_clip=None,
+        ),
+    },
+    models=lambda setting, folder: base_models([setting.model], folder),
+    run=run,
+    tables=tables,
+    bars=bars,
+    figure=figure,
+)

@@ -1,0 +1,158 @@
+"""What the experiments on behaviour share: prompts to chat about, a test of behaviour, a company to learn.
+
+Behaviour is the share of prompts all of whose instructions a greedy reply follows, knowledge that of
+questions about a company's documents that a greedy reply answers. At full size, chat prompts and test come
+from files of the shape of Tulu-3 and IFEval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from cookbook.chat_prompts import ChatPrompts
+from cookbook.company import Company, CompanyTask
+from cookbook.examples import document_examples, mixed, repeated, sampled_examples
+from cookbook.instructions.ifeval import load_ifeval
+from cookbook.instructions.kinds import kinds
+from cookbook.instructions.task import InstructionTask
+from cookbook.loop import Measure
+from cookbook.measures import behaviour_measure, knowledge_measure
+from cookbook.metrics import Row
+from cookbook.renderers import RenderedExample, Renderer, Tokenizer
+from cookbook.rollouts import Problem, Task, rollout
+from cookbook.table import Column, number, percent
+from tinkerlite import SamplingClient, ServiceClient, TrainingClient
+
+FOLLOWED = (
+    "title",
+    "keyword",
+    "opening",
+    "numbered",
+    "placeholders",
+    "postscript",
+    "one-sentence",
+    "many-words",
+)
+"""Kinds of instructions that SmolLM2-135M-Instruct follows often enough for a fall to show."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatSetting:
+    """Chat prompts, and the test of behaviour."""
+
+    kinds: tuple[str, ...] = FOLLOWED
+    """Kinds of instructions in generated prompts."""
+    plain_share: float = 0.3
+    """Share of generated training prompts without an instruction."""
+    chat_file: str = ""
+    """Chat prompts of the shape of Tulu-3; none: generated ones."""
+    ifeval_file: str = ""
+    """The test, of the shape of IFEval; none: generated prompts on topics that training never meets."""
+    tested: int = 160
+    """Prompts in the test."""
+    max_tokens: int = 64
+    """Longest reply in the test, in tokens."""
+
+    def prompts(self) -> Task:
+        """What to chat about while training."""
+        if self.chat_file:
+            return ChatPrompts(Path(self.chat_file))
+        return InstructionTask(kinds=kinds(*self.kinds), plain_share=self.plain_share)
+
+    def behaviour(self, renderer: Renderer) -> Measure:
+        """The test."""
+        problems = (
+            load_ifeval(Path(self.ifeval_file), limit=self.tested)
+            if self.ifeval_file
+            else InstructionTask(kinds=kinds(*self.kinds)).held_out(self.tested)
+        )
+        return behaviour_measure(problems, renderer=renderer, max_tokens=self.max_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSetting:
+    """Chat that a model is asked to hold with itself: prompts, and its own replies."""
+
+    prompts: int = 128
+    """Prompts that are answered once each."""
+    max_tokens: int = 48
+    """Longest reply, in tokens; a longer one is cut and learned all the same."""
+
+    def examples(
+        self, sampler: SamplingClient, task: Task, renderer: Renderer, seed: int
+    ) -> list[RenderedExample]:
+        """Its replies at temperature 1, at which they are its own distribution."""
+        groups = rollout(
+            sampler,
+            list(islice(task.training_problems(seed), self.prompts)),
+            renderer=renderer,
+            task=task,
+            group_size=1,
+            max_tokens=self.max_tokens,
+            seed=seed,
+        )
+        return sampled_examples(groups)
+
+
+def documents_and_chat(
+    company: Company, chat: list[RenderedExample], document_share: float, tokenizer: Tokenizer, seed: int
+) -> Iterator[RenderedExample]:
+    """An endless mix of a company's documents and of chat; a share of 1 needs no chat."""
+    documents = document_examples(company.documents(seed), tokenizer)
+    return documents if document_share == 1.0 else mixed(documents, repeated(chat, seed), document_share)
+
+
+def questions_about(company: Company) -> list[Problem]:
+    """Every held-out question."""
+    count = sum(len(fact.attribute.held_out_questions) for fact in company.facts)
+    return CompanyTask(company=company).held_out(count)
+
+
+def knowledge_of(
+    company: Company, part: Company, renderer: Renderer, max_tokens: int, name: str = "knowledge"
+) -> Measure:
+    """What is known of a part of a company; naming another part's value is wrong too."""
+    return knowledge_measure(
+        CompanyTask(company=company),
+        questions_about(part),
+        renderer=renderer,
+        max_tokens=max_tokens,
+        name=name,
+    )
+
+
+def with_fresh_optimizer(service: ServiceClient, trainer: TrainingClient, name: str) -> TrainingClient:
+    """The same weights in a run of their own, whose optimizer has no past."""
+    return service.create_training_client_from_state(trainer.save_state(name).result().path)
+
+
+def columns(*knowledge: str) -> tuple[Column, ...]:
+    """What the runs of these experiments show."""
+    return (
+        Column("step", lambda row: str(row["step"]), 4),
+        Column("loss/token", number("loss_per_token", 3), 10),
+        Column("reverse KL", number("reverse_kl", 3), 10),
+        Column("behaviour", percent("behaviour"), 9),
+        *(Column(name.replace("_", " "), percent(name), 9) for name in knowledge),
+        Column("tokens/s", number("tokens_per_second", 0), 8),
+    )
+
+
+def last_measured(rows: list[Row], name: str) -> float:
+    """A figure's value in the last row that has it.
+
+    Raises:
+        KeyError: no row has it.
+    """
+    for row in reversed(rows):
+        if row.get(name) is not None:
+            return float(row[name])
+    raise KeyError(f"no row has {name!r}")
+
+
+def kept(after: float, before: float) -> float:
+    """The share that is left; 1 where there was nothing to lose."""
+    return after / before if before else 1.0

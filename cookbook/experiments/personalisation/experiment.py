@@ -1,0 +1,276 @@
+"""E3. Learn a company's documents, lose the manners; get them back by OPD from the model that had them.
+
+Three students learn the same documents, with more or less chat in between that the model itself wrote.
+Then the original model grades chat of one of them. Every step is measured twice: what is known, and how
+well instructions are followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cookbook.advantages import reverse_kl
+from cookbook.company import found_company
+from cookbook.experiments.conversation import (
+    ChatSetting,
+    SampleSetting,
+    columns,
+    documents_and_chat,
+    kept,
+    knowledge_of,
+    last_measured,
+    with_fresh_optimizer,
+)
+from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
+from cookbook.experiments.figures import COLOURS, as_percent, panels
+from cookbook.experiments.statistics import Estimate, estimate, percent
+from cookbook.experiments.students import BaseModel, base_models, fresh_student, renderer_of, seeded
+from cookbook.loop import TrainConfig, train
+from cookbook.measures import together
+from cookbook.scratch_model import ScratchConfig
+from cookbook.supervised import SupervisedConfig, train_on_examples
+from cookbook.teachers import Teacher
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+START = "start"
+RECOVERED = "mix + OPD"
+FALL, KEPT = 1 / 3, 0.95
+PUBLISHED = {
+    START: (0.18, 0.85),
+    "documents": (0.43, 0.45),
+    "70% documents": (0.36, 0.79),
+    RECOVERED: (0.41, 0.83),
+}
+"""Internal questions and IF-eval in the post, by run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonalisationSetting:
+    """Everything that changes the result."""
+
+    model: BaseModel
+    """The original, which is also the teacher."""
+    rank: int
+    """Of all LoRA adapters."""
+    products: int
+    """Of the company; each has four facts, and each fact two questions in the test."""
+    answer_tokens: int
+    """Longest answer to a question, in tokens."""
+    chat: ChatSetting
+    samples: SampleSetting
+    """The chat in the mixes."""
+    document_shares: tuple[float, ...]
+    """Share of documents among the examples of each student."""
+    recovered_share: float
+    """The student that is recovered."""
+    learn: SupervisedConfig
+    recover: TrainConfig
+    kl_clip: float | None
+    """Largest per-token KL that counts in the recovery, in nats."""
+
+
+def share_name(share: float) -> str:
+    """The run of a share of documents."""
+    return "documents" if share == 1.0 else f"{share:.0%} documents"
+
+
+def run(bench: Bench, setting: PersonalisationSetting) -> None:
+    """Every mix, then the recovery of one."""
+    [model] = bench.models
+    original = bench.service.create_sampling_client(base_model=model)
+    tokenizer, renderer = original.get_tokenizer(), renderer_of(original)
+    company = found_company(bench.seed, products=setting.products)
+    chat = setting.chat.prompts()
+    measure = together(
+        knowledge_of(company, company, renderer, setting.answer_tokens), setting.chat.behaviour(renderer)
+    )
+    bench.note(START, step=0, **measure(original))
+    samples = setting.samples.examples(original, chat, renderer, bench.seed)
+    for share in setting.document_shares:
+        student = fresh_student(bench.service, model, setting.rank, bench.seed)
+        with bench.record(share_name(share), columns("knowledge")) as record:
+            train_on_examples(
+                seeded(setting.learn, bench.seed),
+                student,
+                documents_and_chat(company, samples, share, tokenizer, bench.seed),
+                measure=measure,
+                record=record,
+            )
+        if share == setting.recovered_share:
+            student = with_fresh_optimizer(bench.service, student, "learned")
+            teacher = Teacher(original, tokenizer)
+            with bench.record(RECOVERED, columns("knowledge")) as record:
+                train(
+                    seeded(setting.recover, bench.seed),
+                    student,
+                    chat,
+                    renderer=renderer,
+                    advantages=reverse_kl(teacher, clip=setting.kl_clip),
+                    teacher=teacher,
+                    measure=measure,
+                    record=record,
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seed:
+    """Where the runs of one seed ended."""
+
+    knowledge: Mapping[str, float]
+    behaviour: Mapping[str, float]
+    loose: Mapping[str, float]
+
+
+def figures_of(result: Result) -> Seed:
+    """By run, in order of appearance."""
+    ends = {name: result.of(name) for name in result.runs}
+    return Seed(
+        knowledge={name: last_measured(rows, "knowledge") for name, rows in ends.items()},
+        behaviour={name: last_measured(rows, "behaviour") for name, rows in ends.items()},
+        loose={name: last_measured(rows, "behaviour_loose") for name, rows in ends.items()},
+    )
+
+
+def tables(results: Sequence[Result]) -> str:
+    """One row a run, the post's figures in the last columns."""
+    lines = [
+        "| model | knowledge | behaviour, strict | loose | post: internal QA | post: IF-eval |",
+        "|---|---|---|---|---|---|",
+    ]
+    seeds = [figures_of(result) for result in results]
+    for name in results[0].runs:
+        ours = (
+            estimate([seed.knowledge[name] for seed in seeds]),
+            estimate([seed.behaviour[name] for seed in seeds]),
+            estimate([seed.loose[name] for seed in seeds]),
+        )
+        post = [f"{value:.0%}" for value in PUBLISHED[name]] if name in PUBLISHED else ["", ""]
+        lines.append(f"| {' | '.join([name, *(e.text(percent) for e in ours), *post])} |")
+    return "\n".join(lines)
+
+
+def bars(results: Sequence[Result]) -> list[Bar]:
+    """What documents alone do, and what OPD restores and keeps."""
+    seeds = [figures_of(result) for result in results]
+    mix = share_name(results[0].header["setting"]["recovered_share"])
+    fall = estimate([1 - kept(seed.behaviour["documents"], seed.behaviour[START]) for seed in seeds])
+    behaviour = estimate([kept(seed.behaviour[RECOVERED], seed.behaviour[START]) for seed in seeds])
+    knowledge = estimate([kept(seed.knowledge[RECOVERED], seed.knowledge[mix]) for seed in seeds])
+    return [
+        _bar("Documents alone cost at least a third of the behaviour", "falls by", fall, FALL),
+        _bar(f"Mix and OPD: at least {KEPT:.0%} of the original behaviour", "keeps", behaviour, KEPT),
+        _bar(f"... with at least {KEPT:.0%} of the mix's knowledge", "keeps", knowledge, KEPT),
+    ]
+
+
+def _bar(claim: str, verb: str, measured: Estimate, least: float) -> Bar:
+    return Bar(claim=claim, measured=f"{verb} {measured.text(percent)}", holds=measured.mean >= least)
+
+
+def figure(results: Sequence[Result]) -> Figure:
+    """Behaviour over knowledge: the path of every run, its seeds side by side."""
+    drawing, [axis] = panels(1, width=6.4, height=4.6)
+    names = [name for name in results[0].runs if name != START]
+    shades = ["#b23a48", "#e09f3e", "#9c6644", "#6c757d"]
+    colours = dict(zip([name for name in names if name != RECOVERED], shades, strict=False))
+    colours[RECOVERED] = COLOURS["opd"]
+    for name in names:
+        for index, result in enumerate(results):
+            rows = [row for row in result.of(name) if row.get("behaviour") is not None]
+            xs, ys = [row["knowledge"] for row in rows], [row["behaviour"] for row in rows]
+            label = name if index == 0 else None
+            axis.plot(xs, ys, color=colours[name], marker=".", linewidth=1.2, alpha=0.7, label=label)
+            axis.plot(xs[-1:], ys[-1:], color=colours[name], marker="o", markersize=8)
+    for index, result in enumerate(results):
+        [row] = result.of(START)
+        label = "the original" if index == 0 else None
+        axis.plot([row["knowledge"]], [row["behaviour"]], "k*", markersize=11, label=label)
+    as_percent(axis, "behaviour: prompts whose instructions are followed")
+    axis.set(xlabel="knowledge: questions answered", xlim=(-0.02, 1.02))
+    axis.xaxis.set_major_formatter(axis.yaxis.get_major_formatter())
+    axis.legend(frameon=False)
+    return drawing
+
+
+EXPERIMENT = Experiment(
+    number="E3",
+    name="personalisation",
+    title="Documents cost a model its manners; OPD from the original brings them back",
+    claim=(
+        "The post trains Qwen3-8B on internal documents: knowledge rises from 18% to 43% while IF-eval falls "
+        "from 85% to 45%. With 30% of chat that the model itself wrote, it is 36% and 79%; OPD from the "
+        "original model on chat prompts then makes that 41% and 83%."
+    ),
+    sizes={
+        "smoke": PersonalisationSetting(
+            model=ScratchConfig(hidden=32, layers=1, heads=2, mlp=64),
+            rank=4,
+            products=1,
+            answer_tokens=4,
+            chat=ChatSetting(tested=2, max_tokens=4),
+            samples=SampleSetting(prompts=2, max_tokens=4),
+            document_shares=(1.0, 0.5),
+            recovered_share=0.5,
+            learn=SupervisedConfig(steps=1, batch_size=2, evaluate_every=1),
+            recover=TrainConfig(steps=1, prompts_per_step=2, group_size=1, max_tokens=4, evaluate_every=1),
+            kl_clip=None,
+        ),
+        "small": PersonalisationSetting(
+            model="HuggingFaceTB/SmolLM2-135M-Instruct",
+            rank=32,
+            products=6,
+            answer_tokens=24,
+            chat=ChatSetting(),
+            samples=SampleSetting(),
+            document_shares=(1.0, 0.7, 0.4),
+            recovered_share=0.7,
+            learn=SupervisedConfig(
+                steps=80, batch_size=8, learning_rate=2e-3, decay_to=0.1, evaluate_every=20
+            ),
+            recover=TrainConfig(
+                steps=20,
+                prompts_per_step=32,
+                group_size=1,
+                max_tokens=48,
+                learning_rate=5e-4,
+                decay_to=0.1,
+                evaluate_every=10,
+            ),
+            kl_clip=None,
+        ),
+        "full": PersonalisationSetting(
+            model="Qwen/Qwen3-8B",
+            rank=128,
+            products=20,
+            answer_tokens=256,
+            chat=ChatSetting(
+                chat_file="data/tulu-3.jsonl", ifeval_file="data/ifeval.jsonl", tested=541, max_tokens=4096
+            ),
+            samples=SampleSetting(prompts=25_600, max_tokens=4096),
+            document_shares=(1.0, 0.7, 0.4),
+            recovered_share=0.7,
+            learn=SupervisedConfig(
+                steps=300, batch_size=128, learning_rate=1e-3, decay_to=0.0, evaluate_every=50
+            ),
+            recover=TrainConfig(
+                steps=100,
+                prompts_per_step=64,
+                group_size=4,
+                max_tokens=4096,
+                learning_rate=1e-4,
+                decay_to=1.0,
+                evaluate_every=20,
+            ),
+            kl_clip=None,
+        ),
+    },
+    models=lambda setting, folder: base_models([setting.model], folder),
+    run=run,
+    tables=tables,
+    bars=bars,
+    figure=figure,
+)

@@ -1,0 +1,1 @@
+"""E7: where the teacher objects to a wrong answer."""
