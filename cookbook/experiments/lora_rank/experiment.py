@@ -245,11 +245,11 @@ EXPERIMENT = Experiment(
             teacher=SupervisedConfig(steps=40, batch_size=32, evaluate_every=40),
             sft=SupervisedConfig(steps=24, batch_size=32, evaluate_every=12, stop_when_collapsed=False),
             opd=TrainConfig(
-                steps=16,
+                steps=12,
                 prompts_per_step=32,
                 group_size=4,
                 max_tokens=10,
-                evaluate_every=8,
+                evaluate_every=6,
                 learning_rate=1e-3,
                 kl_every=4,
                 stop_when_collapsed=False,

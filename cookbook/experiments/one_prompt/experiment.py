@@ -297,7 +297,7 @@ EXPERIMENT = Experiment(
             longest=0,
             examination=Examination(problems=200, samples=0, max_tokens=8),
             rank=32,
-            teacher=SupervisedConfig(steps=16, batch_size=32, evaluate_every=16),
+            teacher=SupervisedConfig(steps=5, batch_size=32, evaluate_every=5),
             one=SMALL,
             many=replace(SMALL, prompts_per_step=32, group_size=4),
             kl_clip=5.0,
