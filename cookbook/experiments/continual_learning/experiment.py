@@ -312,16 +312,16 @@ EXPERIMENT = Experiment(
             samples=SampleSetting(prompts=64),
             document_share=0.7,
             learn=SupervisedConfig(
-                steps=60, batch_size=8, learning_rate=2e-3, decay_to=0.1, evaluate_every=30
+                steps=80, batch_size=8, learning_rate=2e-3, decay_to=0.1, evaluate_every=40
             ),
             recover=TrainConfig(
-                steps=16,
+                steps=12,
                 prompts_per_step=32,
                 group_size=1,
                 max_tokens=48,
-                learning_rate=5e-4,
+                learning_rate=4e-4,
                 decay_to=0.1,
-                evaluate_every=8,
+                evaluate_every=12,
             ),
             kl_clip=None,
         ),

@@ -1,6 +1,6 @@
 """E3. Learn a company's documents, lose the manners; get them back by OPD from the model that had them.
 
-Three students learn the same documents, with more or less chat in between that the model itself wrote.
+Students learn the same documents, with more or less chat in between that the model itself wrote.
 Then the original model grades chat of one of them. Every step is measured twice: what is known, and how
 well instructions are followed.
 """
@@ -226,19 +226,19 @@ EXPERIMENT = Experiment(
             answer_tokens=24,
             chat=ChatSetting(),
             samples=SampleSetting(),
-            document_shares=(1.0, 0.7, 0.4),
+            document_shares=(1.0, 0.7),
             recovered_share=0.7,
             learn=SupervisedConfig(
-                steps=80, batch_size=8, learning_rate=2e-3, decay_to=0.1, evaluate_every=20
+                steps=120, batch_size=8, learning_rate=2e-3, decay_to=0.1, evaluate_every=40
             ),
             recover=TrainConfig(
-                steps=20,
+                steps=24,
                 prompts_per_step=32,
                 group_size=1,
                 max_tokens=48,
-                learning_rate=5e-4,
+                learning_rate=4e-4,
                 decay_to=0.1,
-                evaluate_every=10,
+                evaluate_every=12,
             ),
             kl_clip=None,
         ),
