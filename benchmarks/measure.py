@@ -147,6 +147,8 @@ def _last_line(log: Path) -> str:
 
 def main() -> None:
     """Make the measurements that are asked for, until there is no more input."""
+    # However it is ended, what it started ends with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     for line in sys.stdin:
         given = json.loads(line)
         outcome = _outcome(Job(**{**given["job"], "work": Work(**given["job"]["work"])}))
