@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from tinkerlite_server.engine.lean_decoder import LeanDecoder
 from tinkerlite_server.engine.lora import AdapterRows, LoraBank
 from tinkerlite_server.engine.protocols import Ids, ModelInfo
 from tinkerlite_server.engine.streams import PackedStream, Stream
@@ -58,9 +59,18 @@ class BaseModel:
 
     Args:
         model: transformers' own with other weights, to take over; absent, it is loaded from `info.folder`.
+        lean: off only to compare the lean decoder with transformers' modules.
     """
 
-    def __init__(self, info: ModelInfo, device: torch.device, dtype: torch.dtype, model: Any = None) -> None:
+    def __init__(
+        self,
+        info: ModelInfo,
+        device: torch.device,
+        dtype: torch.dtype,
+        model: Any = None,
+        *,
+        lean: bool = True,
+    ) -> None:
         self.info = info
         self.device = device
         self.dtype = dtype
@@ -78,6 +88,9 @@ class BaseModel:
         if dtype != torch.float32 and self.bank.covers_products_of(model):
             model.get_input_embeddings().register_forward_hook(output_in_fp32)
         config = model.config.get_text_config()
+        self._lean = (
+            LeanDecoder(self._body, self.bank.targets) if lean and LeanDecoder.suits(config) else None
+        )
         self.layers: int = config.num_hidden_layers
         self.query_heads: int = config.num_attention_heads
         self.kv_heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -85,7 +98,7 @@ class BaseModel:
         if expected is not None:
             self._check(probe, expected)
         self.parameter_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-        self.parameter_bytes += self.unembed.extra_bytes
+        self.parameter_bytes += self.unembed.extra_bytes + (self._lean.extra_bytes if self._lean else 0)
 
     def _check(self, probe: Ids, expected: Tensor) -> None:
         """What this engine leaves out of transformers' own forward must not matter.
@@ -109,6 +122,8 @@ class BaseModel:
 
     def hidden(self, stream: Stream) -> Tensor:
         """Final hidden states (N, hidden), after the last norm."""
+        if self._lean is not None:
+            return self._lean(stream)
         self.bank.active = stream.adapters
         try:
             output = self._body(
@@ -121,16 +136,22 @@ class BaseModel:
             self.bank.active = ()
         return output.last_hidden_state[0]
 
-    def logits(self, hidden_RD: Tensor, adapters: Sequence[AdapterRows]) -> Tensor:
-        """fp32 logits (R, vocabulary) of a few rows; `adapters` assigns these rows, not the stream's."""
-        logits_RV = self.unembed(hidden_RD)
+    def logits(
+        self, hidden_RD: Tensor, adapters: Sequence[AdapterRows], room: Tensor | None = None
+    ) -> Tensor:
+        """fp32 logits (R, vocabulary) of a few rows, in `room` if given (`Unembedding.room`).
+
+        `adapters` assigns these rows, not the stream's.
+        """
+        if len(adapters) == 1 and adapters[0].rows is None:
+            return self.unembed(hidden_RD, self.unembed.factors(adapters[0].adapter), room)
+        logits_RV = self.unembed(hidden_RD, room=room)
         for assigned in adapters:
-            pair = assigned.adapter.pairs.get("lm_head")
-            if pair is not None:
-                rows = slice(None) if assigned.rows is None else assigned.rows
-                logits_RV[rows] += self.unembed.delta(
-                    hidden_RD[rows], pair.a, pair.b, assigned.adapter.scale
-                )[0]
+            factors = self.unembed.factors(assigned.adapter)
+            if factors is not None:
+                part_RV = logits_RV[assigned.rows]
+                self.unembed.add_delta(part_RV, self.unembed.low(hidden_RD[assigned.rows], factors), factors)
+                logits_RV[assigned.rows] = part_RV
         return logits_RV
 
 

@@ -1,6 +1,6 @@
 """Draws: from logits to one token per row, with its logprob.
 
-    w_i     = exp((z_i - max z) / temperature)       restricted to top_k, then to top_p
+    w_i     ~ exp(z_i / temperature)                 restricted to top_k, then to top_p
     token   = the first i with  w_1 + ... + w_i > u * sum(w)          u uniform in [0, 1)
     logprob = z_token - logsumexp(z)                 untempered, over the whole vocabulary
 
@@ -82,33 +82,34 @@ def draw_tokens(
         uniforms_B: in [0, 1), one per row.
         topk: also return this many likeliest tokens of every row; 0 for none.
     """
-    # Less the maximum first: log p is then exact to fp32 whatever the size of the logits.
-    shifted_BV = logits_BV - logits_BV.amax(dim=-1, keepdim=True)
-    weights_BV = shifted_BV.exp()
-    log_total_B = weights_BV.sum(dim=-1).log()
+    # log p = (z - max z) + log p_max is exact to fp32 whatever the size of the logits.
+    top_B = logits_BV.amax(dim=-1)
+    weights_BV = logits_BV.softmax(dim=-1)
+    log_peak_B = weights_BV.amax(dim=-1).log()
     u_B = torch.from_numpy(uniforms_B).to(logits_BV.device)
     tokens_B = torch.empty(len(rules), dtype=torch.int64, device=logits_BV.device)
     for (greedy, top_k, filtered), members in _alike(rules).items():
         everyone = len(members) == len(rules)
         rows = torch.tensor(members, device=logits_BV.device)
         if greedy:
-            tokens_B[rows] = (shifted_BV if everyone else shifted_BV[rows]).argmax(dim=-1)
+            tokens_B[rows] = (logits_BV if everyone else logits_BV[rows]).argmax(dim=-1)
             continue
         chosen = [rules[i] for i in members]
         if all(rule.temperature == 1 for rule in chosen):
             tempered = weights_BV if everyone else weights_BV[rows]
         else:
-            tempered = (shifted_BV[rows] / _column([r.temperature for r in chosen], shifted_BV)).exp()
+            shifted = logits_BV[rows] - top_B[rows, None]
+            tempered = (shifted / _column([r.temperature for r in chosen], shifted)).exp()
         if filtered:
             top_p = _column([rule.top_p for rule in chosen], u_B)
             tokens_B[rows] = _draw_filtered(tempered, top_k, top_p, u_B[rows])
         else:
             tokens_B[rows] = _draw(tempered, u_B[rows, None])[:, 0]
-    logprobs_B = shifted_BV.gather(1, tokens_B[:, None])[:, 0] - log_total_B
+    logprobs_B = logits_BV.gather(1, tokens_B[:, None])[:, 0] - top_B + log_peak_B
     if not topk:
         return Drawn(tokens_B, logprobs_B)
-    top, ids = shifted_BV.topk(min(topk, shifted_BV.shape[1]), dim=-1)
-    return Drawn(tokens_B, logprobs_B, ids, top - log_total_B[:, None])
+    top, ids = logits_BV.topk(min(topk, logits_BV.shape[1]), dim=-1)
+    return Drawn(tokens_B, logprobs_B, ids, top - top_B[:, None] + log_peak_B[:, None])
 
 
 def draw_repeatedly(logits_BV: Tensor, temperature: float, uniforms_Bk: NDArray[np.float64]) -> Tensor:

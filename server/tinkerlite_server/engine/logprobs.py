@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tinkerlite_server.engine.lora import AdapterRows
-from tinkerlite_server.engine.unembedding import Unembedding
+from tinkerlite_server.engine.lora import Adapter, AdapterRows
+from tinkerlite_server.engine.unembedding import HeadFactors, Unembedding
 
 
 class HasUnembedding(Protocol):
@@ -54,7 +53,7 @@ def target_logprobs(
     places: list[Tensor] = []
     unembed = model.unembed
     # One adapter at a time: the head's low-rank factors are inputs of the autograd function.
-    for rows, a, b, scale in _by_adapter(hidden_RE, adapters):
+    for rows, adapter in _by_adapter(hidden_RE, adapters):
         if rows is None:
             local_rows, selected, hidden = pair_rows_M, None, hidden_RE
         else:
@@ -64,7 +63,15 @@ def target_logprobs(
             local_rows, hidden = local[pair_rows_M[selected]], hidden_RE.index_select(0, rows)
         targets = pair_targets_M if selected is None else pair_targets_M[selected]
         logprobs: Tensor = _PairLogprobs.apply(  # type: ignore[no-untyped-call]
-            hidden, unembed, unembed.weight, unembed.bias, a, b, scale, local_rows, targets, chunk
+            hidden,
+            unembed,
+            unembed.weight,
+            unembed.bias,
+            adapter,
+            *_leaves(adapter),
+            local_rows,
+            targets,
+            chunk,
         )
         if selected is None:
             return logprobs
@@ -73,31 +80,42 @@ def target_logprobs(
     return out_M.index_copy(0, torch.cat(places), torch.cat(pieces))
 
 
-def log_sum_exp(logits_CV: Tensor) -> Tensor:
-    """(C,) logsumexp of fp32 rows. Several times faster on a CPU than torch.logsumexp, and as exact."""
+def log_sum_exp(logits_CV: Tensor, scratch: Tensor) -> Tensor:
+    """(C,) logsumexp of fp32 rows. Several times faster on a CPU than torch.logsumexp, and as exact.
+
+    Args:
+        scratch: at least as many rows, overwritten.
+    """
     top_C = logits_CV.amax(dim=-1)
     # softmax at the maximum is 1 / sum(exp(z - max)): its kernel is vectorised where exp + sum is not fused.
-    peak_C = F.softmax(logits_CV, dim=-1).amax(dim=-1)
+    peak_C = torch.softmax(logits_CV, dim=-1, out=scratch[: len(logits_CV)]).amax(dim=-1)
     return top_C - peak_C.log()
 
 
 def _by_adapter(
     hidden_RE: Tensor, adapters: Sequence[AdapterRows]
-) -> list[tuple[Tensor | None, Tensor | None, Tensor | None, float]]:
-    """Rows (None: all), A, B and scale of the head's adapter, for every distinct head in use."""
-    parts: list[tuple[Tensor | None, Tensor | None, Tensor | None, float]] = []
+) -> list[tuple[Tensor | None, Adapter | None]]:
+    """Rows (None: all) of every adapter that changes the head, and those of none."""
+    parts: list[tuple[Tensor | None, Adapter | None]] = []
     bare = torch.ones(hidden_RE.shape[0], dtype=torch.bool, device=hidden_RE.device)
     for assigned in adapters:
-        pair = assigned.adapter.pairs.get("lm_head")
-        if pair is not None:
+        if "lm_head" in assigned.adapter.pairs:
             if assigned.rows is None:
-                return [(None, pair.a, pair.b, assigned.adapter.scale)]
+                return [(None, assigned.adapter)]
             bare[assigned.rows] = False
-            parts.append((assigned.rows, pair.a, pair.b, assigned.adapter.scale))
+            parts.append((assigned.rows, assigned.adapter))
     if not parts:
-        return [(None, None, None, 0.0)]
+        return [(None, None)]
     rest = torch.nonzero(bare).squeeze(1)
-    return parts if not len(rest) else [*parts, (rest, None, None, 0.0)]
+    return parts if not len(rest) else [*parts, (rest, None)]
+
+
+def _leaves(adapter: Adapter | None) -> tuple[Tensor | None, Tensor | None]:
+    """The factors that get gradients."""
+    if adapter is None:
+        return None, None
+    pair = adapter.pairs["lm_head"]
+    return pair.a, pair.b
 
 
 class _PairLogprobs(torch.autograd.Function):
@@ -110,9 +128,9 @@ class _PairLogprobs(torch.autograd.Function):
         unembed: Unembedding,
         weight_VE: Tensor,
         bias_V: Tensor | None,
+        adapter: Adapter | None,
         a: Tensor | None,
         b: Tensor | None,
-        scale: float,
         rows_M: Tensor,
         targets_M: Tensor,
         chunk: int,
@@ -125,17 +143,19 @@ class _PairLogprobs(torch.autograd.Function):
         )
         logprobs_M = torch.empty(len(rows_M), dtype=torch.float32, device=hidden_RE.device)
         lse_U = torch.empty(len(used_U), dtype=torch.float32, device=hidden_RE.device)
+        factors = None if adapter is None else unembed.factors(adapter)
+        room, scratch = (unembed.room(min(len(used_U), chunk)) for _ in range(2))
         for number, start in enumerate(range(0, len(used_U), chunk)):
             rows_C = used_U[start : start + chunk]
-            logits_CV, _ = _logits(hidden_RE[rows_C], unembed, a, b, scale)
-            lse_U[start : start + len(rows_C)] = log_sum_exp(logits_CV)
+            logits_CV = unembed(hidden_RE[rows_C], factors, room)
+            lse_U[start : start + len(rows_C)] = log_sum_exp(logits_CV, scratch)
             pairs = slice(int(bounds[number]), int(bounds[number + 1]))
             local = row_of_pair_M[pairs] - start
             logprobs_M[order_M[pairs]] = (
                 logits_CV[local, sorted_targets_M[pairs]] - lse_U[row_of_pair_M[pairs]]
             )
         ctx.save_for_backward(hidden_RE, a, b, order_M, used_U, row_of_pair_M, sorted_targets_M, lse_U)
-        ctx.unembed, ctx.scale, ctx.chunk = unembed, scale, chunk
+        ctx.unembed, ctx.factors, ctx.chunk = unembed, factors, chunk
         return logprobs_M
 
     @staticmethod
@@ -159,11 +179,13 @@ class _PairLogprobs(torch.autograd.Function):
         position_U = torch.cumsum(live_U, 0) - 1
         pair_row_P = position_U[row_of_pair_M[live_M]]
         pair_target_P, pair_grad_P = targets_M[live_M], grad_M[live_M]
+        room = ctx.unembed.room(min(len(rows_L), ctx.chunk))
+        factors: HeadFactors | None = ctx.factors
         for start in range(0, len(rows_L), ctx.chunk):
             rows_C = rows_L[start : start + ctx.chunk]
             hidden_CE = hidden_RE[used_U[rows_C]]
-            logits_CV, low_CK = _logits(hidden_CE, ctx.unembed, a, b, ctx.scale)
-            grad_CV = logits_CV.sub_(lse_U[rows_C, None]).exp_().mul_(-total_U[rows_C, None])
+            grad_CV = ctx.unembed(hidden_CE, factors, room)
+            grad_CV.sub_(lse_U[rows_C, None]).exp_().mul_(-total_U[rows_C, None])
             inside = (pair_row_P >= start) & (pair_row_P < start + len(rows_C))
             grad_CV.index_put_(
                 (pair_row_P[inside] - start, pair_target_P[inside]), pair_grad_P[inside], accumulate=True
@@ -174,31 +196,11 @@ class _PairLogprobs(torch.autograd.Function):
             if grad_weight is not None:
                 grad_weight += ctx.unembed.weight_gradient(grad_CV, hidden_CE)
             grad_CE = grad_CV @ weight_VE
-            if (
-                a is not None
-                and b is not None
-                and low_CK is not None
-                and grad_a is not None
-                and grad_b is not None
-            ):
-                grad_low_CK = (grad_CV @ b.to(grad_CV.dtype)) * ctx.scale
-                grad_CE = grad_CE + grad_low_CK @ a.to(grad_CV.dtype)
+            if factors is not None and grad_a is not None and grad_b is not None:
+                grad_low_CK = (grad_CV @ factors.b_VK) * factors.scale
+                grad_CE += grad_low_CK @ factors.a_KE
                 grad_a += (grad_low_CK.T @ hidden_CE.to(grad_CV.dtype)).to(grad_a.dtype)
+                low_CK = ctx.unembed.low(hidden_CE, factors)
                 grad_b += (grad_CV.T @ low_CK.to(grad_CV.dtype)).to(grad_b.dtype)
             grad_hidden_RE[used_U[rows_C]] = grad_CE.to(grad_hidden_RE.dtype)
-        return grad_hidden_RE, None, grad_weight, grad_bias, grad_a, grad_b, None, None, None, None
-
-
-def _logits(
-    hidden_CE: Tensor,
-    unembed: Unembedding,
-    a: Tensor | None,
-    b: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor | None]:
-    """fp32 logits (C, V), and the scaled low-rank activations (C, rank) if there is an adapter."""
-    logits_CV = unembed(hidden_CE)
-    if a is None or b is None:
-        return logits_CV, None
-    delta_CV, low_CK = unembed.delta(hidden_CE, a, b, scale)
-    return logits_CV.add_(delta_CV), low_CK
+        return grad_hidden_RE, None, grad_weight, grad_bias, None, grad_a, grad_b, None, None, None

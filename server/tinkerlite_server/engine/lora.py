@@ -39,6 +39,11 @@ class Adapter:
         self.scale = config.alpha / config.rank
         self.pairs = dict(pairs)
 
+    @property
+    def trainable(self) -> bool:
+        """Whether its factors may still change."""
+        return any(pair.a.requires_grad for pair in self.pairs.values())
+
     @classmethod
     def fresh(cls, config: AdapterConfig, targets: Mapping[str, nn.Linear]) -> Adapter:
         """A trainable fp32 adapter: A uniform in +-1/sqrt(in) from the seed, B zero (PEFT's default)."""

@@ -378,8 +378,8 @@ class EngineLimits:
     """Most samples decoding at once, per base model."""
     max_cache_bytes: int = field(default=4 * 2**30)
     """Fewer decode at once where the keys and values of their full lengths would exceed this."""
-    head_chunk: int = 256
-    """Most positions whose full-vocabulary logits exist at once."""
+    head_chunk: int = 128
+    """Most positions whose full-vocabulary logits exist at once. Larger ones leave the processor's caches."""
     max_loss_values: int = field(default=2**27)
     """Most values that a custom loss may compute for one datum, over all its operations. Half a
     gigabyte in fp32: pairwise terms of 4,096 positions fit a few times."""

@@ -75,11 +75,12 @@ def score_prompts(
     walk = _Walk(pair_rows_M, pair_ids_M, ranked_R, min(width, model.unembed.weight.shape[0]))
     draws = [each.draws for each in asked if each.draws is not None]
     rows = np.unique(np.concatenate([pair_rows_M, ranked_R, *(each.rows for each in draws)]))
+    room, scratch = (model.unembed.room(min(len(rows), chunk)) for _ in range(2))
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]
         rows_C = torch.from_numpy(part).to(model.device)
-        logits_CV = model.logits(hidden_NE.index_select(0, rows_C), _of_rows(adapters, rows_C))
-        read = _Chunk(part, logits_CV, log_sum_exp(logits_CV))
+        logits_CV = model.logits(hidden_NE.index_select(0, rows_C), _of_rows(adapters, rows_C), room)
+        read = _Chunk(part, logits_CV, log_sum_exp(logits_CV, scratch))
         walk.take(read)
         for each in draws:
             each.take(read)

@@ -249,9 +249,11 @@ def unembedded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Local
         model = model_of(sampler, folder)
         logits = model.logits
 
-        def counted(hidden: torch.Tensor, adapters: list[AdapterRows]) -> torch.Tensor:
+        def counted(
+            hidden: torch.Tensor, adapters: list[AdapterRows], room: torch.Tensor | None = None
+        ) -> torch.Tensor:
             rows.append(len(hidden))
-            return logits(hidden, adapters)
+            return logits(hidden, adapters, room)
 
         monkeypatch.setattr(model, "logits", counted)
         return rows

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from tinkerlite_server.engine.lora import Adapter, LoraPair
+from tinkerlite_server.engine.protocols import AdapterConfig
 from tinkerlite_server.engine.unembedding import Unembedding, multiplying_in_bfloat16
 
 HIDDEN, VOCAB, RANK = 64, 300, 4
@@ -32,11 +34,23 @@ def test_logits_are_the_exact_product_of_the_rounded_factors(
 def test_an_adapter_adds_the_low_rank_product(dtype: torch.dtype) -> None:
     unembed = Unembedding(a_head(dtype))
     hidden, a, b = torch.randn(9, HIDDEN), torch.randn(RANK, HIDDEN), torch.randn(VOCAB, RANK)
-    delta, low = unembed.delta(hidden, a, b, scale=0.5)
+    adapter = Adapter(AdapterConfig(rank=RANK, alpha=RANK / 2, seed=0), {"lm_head": LoraPair(a, b)})
+    factors = unembed.factors(adapter)
+    assert factors is not None
+    low, added = unembed.low(hidden, factors), unembed(hidden, factors) - unembed(hidden)
     rounded = [each.to(dtype).double() for each in (hidden, a, b)]
     expected_low = 0.5 * rounded[0] @ rounded[1].T
     torch.testing.assert_close(low.double(), expected_low, atol=1e-4, rtol=0)
-    torch.testing.assert_close(delta.double(), low.to(dtype).double() @ rounded[2].T, atol=1e-4, rtol=0)
+    torch.testing.assert_close(added.double(), low.to(dtype).double() @ rounded[2].T, atol=1e-4, rtol=0)
+
+
+def test_logits_written_where_there_is_room_are_the_same() -> None:
+    unembed = Unembedding(a_head(torch.bfloat16))
+    hidden = torch.randn(5, HIDDEN)
+    room = unembed.room(8)
+    logits = unembed(hidden, room=room)
+    assert logits.data_ptr() == room.data_ptr()
+    assert torch.equal(logits, unembed(hidden))
 
 
 def test_the_process_multiplies_as_before_afterwards() -> None:

@@ -1,0 +1,126 @@
+"""The lean decoder computes what transformers' modules compute: states, gradients, any mix of adapters."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.server.engine.sampling import make_adapter
+from tinkerlite_server.engine.base_model import BaseModel
+from tinkerlite_server.engine.catalog import build_catalog
+from tinkerlite_server.engine.lean_decoder import LeanDecoder
+from tinkerlite_server.engine.lora import Adapter, LoraPair
+from tinkerlite_server.engine.products import Product
+from tinkerlite_server.engine.protocols import AdapterConfig, EngineLimits
+from tinkerlite_server.engine.streams import PackedStream
+
+CPU = torch.device("cpu")
+
+
+def both(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[BaseModel, BaseModel]:
+    info = build_catalog([str(folder)], EngineLimits(device="cpu", dtype="float32"))[str(folder)]
+    lean, general = (BaseModel(info, CPU, dtype, lean=lean) for lean in (True, False))
+    return lean, general
+
+
+def a_stream(model: BaseModel, *adapters: Adapter | None) -> PackedStream:
+    """One sequence an adapter, of different lengths."""
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(0, model.info.vocab_size, 9 + 4 * i) for i in range(len(adapters))]
+    return PackedStream(sequences, adapters, CPU)
+
+
+def test_states_are_those_of_the_general_path(any_folder: Path) -> None:
+    lean, general = both(any_folder)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            lean.hidden(a_stream(lean, None, None)), general.hidden(a_stream(general, None, None))
+        )
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_states_under_several_adapters_at_once_are_those_of_the_general_path(
+    any_folder: Path, trainable: bool
+) -> None:
+    lean, general = both(any_folder)
+    adapters = [make_adapter(lean, seed) for seed in (1, 2)]
+    for adapter in adapters:
+        for _, factor in adapter.parameters():
+            factor.requires_grad_(trainable)
+    mix = (adapters[0], None, adapters[1])
+    for users in (mix, adapters[:1]):
+        with torch.inference_mode():
+            torch.testing.assert_close(
+                lean.hidden(a_stream(lean, *users)), general.hidden(a_stream(general, *users))
+            )
+
+
+def test_gradients_of_every_factor_are_those_of_the_general_path(any_folder: Path) -> None:
+    for mixed in (False, True):
+        gradients: list[list[Tensor]] = []
+        for model in both(any_folder):
+            one, two = (make_adapter(model, seed) for seed in (1, 2))
+            for _, factor in (*one.parameters(), *two.parameters()):
+                factor.requires_grad_()
+            users = (one, None, two) if mixed else (one, one)
+            hidden = model.hidden(a_stream(model, *users))
+            (hidden * torch.linspace(-1, 1, hidden.numel()).view_as(hidden)).sum().backward()
+            learners = (one, two) if mixed else (one,)
+            gradients.append(
+                [f.grad for each in learners for _, f in each.parameters() if f.grad is not None]
+            )
+        assert len(gradients[0]) == len(gradients[1]) > 20
+        for mine, theirs in zip(*gradients, strict=True):
+            assert float((mine - theirs).norm()) < 1e-5 * float(theirs.norm())
+
+
+def test_in_bfloat16_it_is_as_near_to_fp32_as_the_general_path(any_folder: Path) -> None:
+    exact, _ = both(any_folder)
+    with torch.inference_mode():
+        expected = exact.hidden(a_stream(exact, None, None))
+        lean, general = (
+            float((model.hidden(a_stream(model, None, None)).float() - expected).abs().mean())
+            for model in both(any_folder, torch.bfloat16)
+        )
+    assert 0 < lean < 1.2 * general
+
+
+def test_a_products_layers_share_its_memory() -> None:
+    linears = {"q": nn.Linear(8, 6, bias=True), "k": nn.Linear(8, 2, bias=False)}
+    kept = [linear.weight.detach().clone() for linear in linears.values()]
+    product = Product({name: linear.requires_grad_(False) for name, linear in linears.items()})
+    assert torch.equal(product.weight_OI, torch.cat(kept))
+    for linear in linears.values():
+        assert linear.weight.untyped_storage().data_ptr() == product.weight_OI.untyped_storage().data_ptr()
+    x = torch.randn(5, 8)
+    expected = torch.cat([linear(x) for linear in linears.values()], dim=1)
+    torch.testing.assert_close(product(x, ()), expected)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 70])
+def test_packed_weights_give_the_product_of_plain_ones(rows: int) -> None:
+    linear = nn.Linear(96, 160, bias=True, dtype=torch.bfloat16).requires_grad_(False)
+    x = torch.randn(rows, 96, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        torch.testing.assert_close(Product({"q": linear})(x, ()), linear(x), rtol=0.02, atol=0.02)
+
+
+def test_an_adapter_that_is_let_go_is_not_kept() -> None:
+    linear = nn.Linear(8, 6, bias=False).requires_grad_(False)
+    product = Product({"q": linear})
+    pair = LoraPair(torch.randn(2, 8), torch.randn(6, 2))
+    adapter = Adapter(AdapterConfig(rank=2, alpha=2, seed=0), {"q": pair})
+    first = product._frozen_factors(adapter)
+    assert product._frozen_factors(adapter) is first
+    assert len(product._fused) == 1
+    del adapter
+    assert len(product._fused) == 0
+
+
+def test_other_architectures_take_the_general_path() -> None:
+    assert LeanDecoder.suits(SimpleNamespace(model_type="qwen3", hidden_act="silu"))
+    assert not LeanDecoder.suits(SimpleNamespace(model_type="gemma3_text", hidden_act="gelu_pytorch_tanh"))
+    assert not LeanDecoder.suits(SimpleNamespace(model_type="llama", hidden_act="gelu"))
