@@ -74,8 +74,47 @@ def policy_datum(
     )
 
 
+def weighted_datum(
+    prompt_tokens: Sequence[int],
+    completion_tokens: Sequence[int],
+    targets: NDArray[np.int64],
+    weights: Floats,
+) -> Datum:
+    """A `cross_entropy` datum that weights K tokens at each position of the completion.
+
+    Prompt positions carry weight 0, as in `policy_datum`; their K targets are all the next token.
+
+    Args:
+        prompt_tokens: (P,) at least one.
+        completion_tokens: (T,) at least one; what the model reads.
+        targets: (T, K) what it is scored on.
+        weights: (T, K) of any sign.
+
+    Raises:
+        ValueError: a shape does not fit, or there is nothing to read or to score.
+    """
+    if targets.ndim != 2 or targets.shape != weights.shape or len(targets) != len(completion_tokens):
+        raise ValueError(
+            f"a completion of {len(completion_tokens)} tokens needs as many rows of targets and weights, "
+            f"got shapes {targets.shape} and {weights.shape}"
+        )
+    if not prompt_tokens or not completion_tokens:
+        raise ValueError("a weighted datum needs at least one prompt token and one completion token")
+    full = [*prompt_tokens, *completion_tokens]
+    given = np.asarray(prompt_tokens[1:], dtype=np.int64)[:, None].repeat(targets.shape[1], axis=1)
+    return Datum(
+        model_input=ModelInput.from_ints(full[:-1]),
+        loss_fn_inputs={
+            "target_tokens": TensorData.from_numpy(np.concatenate([given, targets])),
+            "weights": TensorData.from_numpy(
+                np.concatenate([np.zeros(given.shape, dtype=np.float32), weights.astype(np.float32)])
+            ),
+        },
+    )
+
+
 def completion_part(per_token: Floats, prompt_length: int) -> Floats:
-    """The completion's T values of an array aligned with a policy datum's targets: undo the shift."""
+    """The completion's T values (or rows) of an array aligned with a datum's targets: undo the shift."""
     return per_token[prompt_length - 1 :]
 
 

@@ -13,6 +13,7 @@ from cookbook.advantages import kl_per_token
 from cookbook.datums import Floats
 from cookbook.evaluation import Z_95
 from cookbook.metrics import Row
+from cookbook.objectives import Credit, TokenWeights
 from cookbook.rollouts import Group
 
 RATIO_PERCENTILES = (1, 50, 99)
@@ -63,10 +64,19 @@ def kl_figures(groups: Sequence[Group], teacher_logprobs: list[list[Floats]]) ->
     }
 
 
-def advantage_figures(advantages: list[list[Floats]]) -> Row:
-    """Mean and root mean square of the advantages: the size of what is asked of the student."""
-    values = np.concatenate([a for of_group in advantages for a in of_group])
-    return {"advantage_mean": float(np.mean(values)), "advantage_rms": float(np.sqrt(np.mean(values**2)))}
+def advantage_figures(credits: Sequence[Sequence[Credit]]) -> Row:
+    """Mean and root mean square of the advantages: the size of what is asked of the student.
+
+    Of token weights, a position counts by the sum of its K weights, and by the sum of their squares.
+    """
+    rows = [
+        credit.weights if isinstance(credit, TokenWeights) else credit[:, None]
+        for of_group in credits
+        for credit in of_group
+    ]
+    sums = np.concatenate([row.sum(axis=1) for row in rows])
+    squares = np.concatenate([(row**2).sum(axis=1) for row in rows])
+    return {"advantage_mean": float(np.mean(sums)), "advantage_rms": float(np.sqrt(np.mean(squares)))}
 
 
 def clustered_standard_error(clusters: Sequence[Floats]) -> float:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
-from cookbook.advantages import AdvantageFn
-from cookbook.datums import Floats, completion_part, policy_datum
+from cookbook.advantages import Scorer
+from cookbook.datums import completion_part
 from cookbook.diagnostics import (
     advantage_figures,
     agreement_figures,
@@ -26,9 +26,9 @@ from cookbook.diagnostics import (
 from cookbook.evaluation import Evaluation, SampledEvaluation, evaluate, evaluate_sampled
 from cookbook.guards import RunStopped, sign_of_collapse
 from cookbook.metrics import Row, without_not_finite
+from cookbook.objectives import Credit, Objective, training_data
 from cookbook.renderers import Renderer
 from cookbook.rollouts import Group, Task, derive_seed, rollout
-from cookbook.teachers import Teacher
 from cookbook.work import Work, as_row, sampling_of, training_of
 from tinkerlite import SamplingClient, TrainingClient
 from tinkerlite.types import AdamParams, Datum, ForwardBackwardOutput, OptimStepResponse
@@ -52,6 +52,14 @@ class TrainConfig:
     """Completions per problem; group_relative uses their mean reward as the baseline."""
     max_tokens: int = 16
     """Longest completion, in tokens. A longer one is cut, and still scored and trained."""
+    rollout_tokens: int = 0
+    """Longest completion of the first step's rollouts, where training needs less than max_tokens: a
+    teacher grades beginnings as well as wholes. 0: max_tokens."""
+    rollout_tokens_last: int = 0
+    """Longest completion of the last step's rollouts; the steps between lead there in a straight line.
+    0: as long as the first step's."""
+    alternatives: int = 0
+    """Likeliest tokens to record at each sampled position, for objectives that use them (`top_k`)."""
     temperature: float = 1.0
     """Of the rollouts. Logprobs are untempered, so only at 1 is the mean difference a KL."""
     learning_rate: float = 1e-3
@@ -72,14 +80,27 @@ class TrainConfig:
     """Of problems, rollouts and the adapter's start."""
 
 
+class WatchedTeacher(Scorer, Protocol):
+    """A scorer that the loop measures against; `teachers.Teacher` is one."""
+
+    @property
+    def work(self) -> Work:
+        """What it has scored so far."""
+        ...
+
+    def start(self, group: Group) -> None:
+        """Begin with a group that `score` will be asked about, without waiting for it."""
+        ...
+
+
 def train(
     config: TrainConfig,
     student: TrainingClient,
     task: Task,
     *,
     renderer: Renderer,
-    advantages: AdvantageFn,
-    teacher: Teacher | None = None,
+    advantages: Objective,
+    teacher: WatchedTeacher | None = None,
     record: Record,
     start: Evaluation | None = None,
     measure: Measure | None = None,
@@ -91,7 +112,8 @@ def train(
         student: the weights to train; whatever they are now is step 0.
         task: problems and grader.
         renderer: lays prompts out for the student.
-        advantages: what to learn from a batch of rollouts. The only thing RL and OPD disagree on.
+        advantages: what to learn from a batch of rollouts: advantages, or any other objective. The
+            only thing RL and OPD disagree on.
         teacher: measured against at every `kl_every` steps. Measuring changes nothing that trains. What
             `advantages` lets it score is counted as work.
         record: called with each row as soon as it is known.
@@ -107,6 +129,7 @@ def train(
     for step in range(config.steps + 1):
         is_last = step == config.steps
         row: dict[str, Any] = {"step": step}
+        measured = teacher is not None and (step % config.kl_every == 0 or is_last)
         clock = _Clock()
         with clock.phase("sampling"):
             sampler = student.save_weights_and_get_sampling_client()
@@ -116,10 +139,13 @@ def train(
                 renderer=renderer,
                 task=task,
                 group_size=config.group_size,
-                max_tokens=config.max_tokens,
+                max_tokens=completion_limit(config, step),
                 temperature=config.temperature,
                 seed=derive_seed(config.seed, step),
                 policy_version=step,
+                alternatives=config.alternatives,
+                # Finished groups are scored while others are still being sampled.
+                on_group=teacher.start if teacher is not None and measured else None,
             )
         row |= rollout_figures(groups)
         if not is_last:
@@ -136,7 +162,7 @@ def train(
                 row |= _update(student, groups, values, rate)
             row["tokens_per_second"] = row["completion_tokens"] / sum(clock.seconds.values())
         row["seconds"] = dict(clock.seconds)
-        if teacher is not None and (step % config.kl_every == 0 or is_last):
+        if teacher is not None and measured:
             row |= kl_figures(groups, teacher.score(groups))
         if step % config.evaluate_every == 0 or is_last:
             row |= measure(sampler)
@@ -207,6 +233,13 @@ def decayed(learning_rate: float, decay_to: float, progress: float) -> float:
     return learning_rate * (1 - (1 - decay_to) * progress)
 
 
+def completion_limit(config: TrainConfig, step: int) -> int:
+    """The longest completion of a step's rollouts, in tokens."""
+    first = config.rollout_tokens or config.max_tokens
+    last = config.rollout_tokens_last or first
+    return round(first + (last - first) * step / max(config.steps, 1))
+
+
 def submit_update(
     student: TrainingClient, data: list[Datum], loss_fn: str, learning_rate: float
 ) -> tuple[ForwardBackwardOutput, OptimStepResponse]:
@@ -220,20 +253,17 @@ def submit_update(
 def _update(
     student: TrainingClient,
     groups: Sequence[Group],
-    advantages: list[list[Floats]],
+    credits: Sequence[Sequence[Credit]],
     learning_rate: float,
 ) -> Row:
     trajectories = [t for group in groups for t in group.trajectories]
-    flat = [values for of_group in advantages for values in of_group]
-    data = [
-        policy_datum(t.prompt_tokens, t.completion_tokens, t.logprobs, values)
-        for t, values in zip(trajectories, flat, strict=True)
-    ]
-    output, stepped = submit_update(student, data, "importance_sampling", learning_rate)
-    trainer_logprobs = [
+    output, stepped = submit_update(student, *training_data(groups, credits), learning_rate)
+    logprobs = [
         completion_part(fields["logprobs"].to_numpy(), len(t.prompt_tokens))
         for fields, t in zip(output.loss_fn_outputs, trajectories, strict=True)
     ]
+    # Of several targets a position, the sampled token is the first.
+    trainer_logprobs = [values if values.ndim == 1 else values[:, 0] for values in logprobs]
     return {
         "learning_rate": learning_rate,
         "loss": output.metrics["loss:sum"],
@@ -244,6 +274,8 @@ def _update(
 
 def _check_truncation(row: Row, config: TrainConfig) -> None:
     fraction, limit = row["truncated_fraction"], config.max_truncated_fraction
+    if completion_limit(config, row["step"]) < config.max_tokens:
+        return  # cut short on purpose
     if fraction > limit:
         raise RunStopped(
             f"step {row['step']}: {fraction:.0%} of the completions were cut at "

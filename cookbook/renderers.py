@@ -93,7 +93,7 @@ class Renderer:
     """One way to lay out conversations, for one tokenizer. Make it with `chatml` or `chat_template`."""
 
     def __init__(self, tokenizer: Tokenizer, layout: Layout, end_of_turn: str) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._layout = layout
         vocabulary = tokenizer.get_vocab()
         if end_of_turn not in vocabulary:
@@ -129,18 +129,18 @@ class Renderer:
         tokens = list(completion_tokens)
         ends = [index for index, token in enumerate(tokens) if token in self.stop_tokens]
         said = tokens[: ends[0]] if ends else tokens
-        return Reply(str(self._tokenizer.decode(said, skip_special_tokens=True)), finished=bool(ends))
+        return Reply(str(self.tokenizer.decode(said, skip_special_tokens=True)), finished=bool(ends))
 
     def token_texts(self, tokens: Sequence[int]) -> list[str]:
         """Each token as text on its own, for display: parts of one character show as U+FFFD."""
-        return [str(self._tokenizer.decode([token], skip_special_tokens=False)) for token in tokens]
+        return [str(self.tokenizer.decode([token], skip_special_tokens=False)) for token in tokens]
 
     def text(self, tokens: Sequence[int]) -> str:
         """Tokens as text, special tokens written out."""
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False))
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=False))
 
     def _encode(self, segment: Segment) -> list[int]:
-        return list(self._tokenizer.encode(segment.text, add_special_tokens=False))
+        return list(self.tokenizer.encode(segment.text, add_special_tokens=False))
 
 
 def chatml(tokenizer: Tokenizer) -> Renderer:

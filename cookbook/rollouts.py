@@ -6,7 +6,8 @@ trajectories of one prompt. Knows nothing about advantages or training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +16,7 @@ import numpy as np
 from cookbook.datums import Floats
 from cookbook.renderers import Message, Renderer
 from tinkerlite import SamplingClient
-from tinkerlite.types import ModelInput, SampledSequence, SamplingParams
+from tinkerlite.types import ModelInput, SampledSequence, SamplingParams, TopkLogprobs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class Problem:
 
     messages: tuple[Message, ...]
     answer: str
+    task: str = ""
+    """Name of the task that it belongs to, where several are mixed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,8 @@ class Trajectory:
     """The token that ends a reply is there. A backend that drops it leaves nothing to learn to stop from."""
     reply: str
     grade: Grade
+    alternatives: TopkLogprobs | None = None
+    """(T, k) the student's likeliest tokens at each position when it sampled, if they were asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,11 +100,18 @@ def rollout(
     temperature: float = 1.0,
     seed: int | None = None,
     policy_version: int = 0,
+    alternatives: int = 0,
+    on_group: Callable[[Group], None] | None = None,
 ) -> list[Group]:
     """Sample `group_size` completions of each problem and grade them, in the problems' order.
 
-    With a seed the same weights give the same rollouts; without one they are fresh. `policy_version`
-    is stamped on the groups: how many updates the sampler's weights have seen.
+    With a seed the same weights give the same rollouts; without one they are fresh.
+
+    Args:
+        policy_version: stamped on the groups: how many updates the sampler's weights have seen.
+        alternatives: how many of the student's likeliest tokens to record at each position.
+        on_group: called with each group as soon as its completions are there, in whatever order: what
+            it starts goes on while others are still being sampled.
     """
     prompts = [renderer.generation_prompt(problem.messages) for problem in problems]
     # Every prompt goes out before any reply is awaited, so the server samples them in one batch.
@@ -113,20 +125,39 @@ def rollout(
                 stop=renderer.stop_tokens,
                 seed=None if seed is None else derive_seed(seed, index),
             ),
+            topk_sample_logprobs=alternatives,
         )
         for index, prompt in enumerate(prompts)
     ]
-    return [
-        Group(
-            problem=problem,
+    waiting = {response.future(): index for index, response in enumerate(pending)}
+    groups: dict[int, Group] = {}
+    for done in as_completed(waiting):
+        index = waiting[done]
+        groups[index] = Group(
+            problem=problems[index],
             trajectories=tuple(
-                _trajectory(prompt, sequence, problem, renderer, task)
-                for sequence in response.result().sequences
+                _trajectory(prompts[index], sequence, problems[index], renderer, task)
+                for sequence in done.result().sequences
             ),
             policy_version=policy_version,
         )
-        for problem, prompt, response in zip(problems, prompts, pending, strict=True)
-    ]
+        if on_group is not None:
+            on_group(groups[index])
+    return [groups[index] for index in range(len(problems))]
+
+
+def alternatives_of(trajectory: Trajectory) -> TopkLogprobs:
+    """The student's likeliest tokens where it sampled: (T, k).
+
+    Raises:
+        ValueError: the rollout was not asked to record them.
+    """
+    if trajectory.alternatives is None:
+        raise ValueError(
+            "this objective needs the student's likeliest tokens at each position, and the rollouts "
+            "recorded none; set alternatives (--alternatives) to how many, such as 20"
+        )
+    return trajectory.alternatives
 
 
 def derive_seed(*parts: int) -> int:
@@ -151,4 +182,5 @@ def _trajectory(
         finished=reply.finished,
         reply=reply.text,
         grade=task.grade(problem, reply.text),
+        alternatives=sequence.topk_logprobs_np,
     )

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from rich.console import Console
 
+from cookbook.byte_spans import ByteSpanTeacher
 from cookbook.command_line import parse
 from cookbook.guards import RunStopped
 from cookbook.ledger import ModelShape, UnknownShape, ledger, print_ledger
@@ -63,6 +64,8 @@ class TeacherSetup:
     """Saved sampler weights (tinker://...) or a base model; the student's own base if not given."""
     teacher_renderer: str = ""
     """Layout of the prompts that the teacher reads; the student's if not given."""
+    byte_spans: bool = False
+    """Compare with a teacher of another tokenizer, by spans of bytes."""
     format_credit: bool = True
     """Pay a little for the form of an answer, so that RL can start where nothing is right yet."""
 
@@ -86,7 +89,7 @@ class OnPolicyRun:
     student: TrainingClient
     task: Task
     renderer: Renderer
-    teacher: Teacher
+    teacher: Teacher | ByteSpanTeacher
     record: Record
 
 
@@ -135,8 +138,17 @@ def open_on_policy_run(
         task = choose("task", setup.task, TASKS)
         sampler = open_sampler(service, compared.teacher or setup.model)
         own = compared.teacher_renderer
-        teacher = Teacher(sampler, tokenizer, choose("renderer", own, RENDERERS)(tokenizer) if own else None)
-        print("\n".join(examine_teacher(teacher, task, renderer, tokenizer).lines()))
+        if compared.byte_spans:
+            theirs = sampler.get_tokenizer()
+            layout = choose("renderer", own or setup.renderer, RENDERERS)(theirs)
+            teacher = ByteSpanTeacher(sampler, renderer, layout)
+            probe = examine_teacher(Teacher(sampler, theirs), task, layout, theirs)
+        else:
+            teacher = Teacher(
+                sampler, tokenizer, choose("renderer", own, RENDERERS)(tokenizer) if own else None
+            )
+            probe = examine_teacher(teacher, task, renderer, tokenizer)
+        print("\n".join(probe.lines()))
         with (
             MetricsFile(_folder(setup, name) / "metrics.jsonl") as metrics,
             recorder(name, metrics, ON_POLICY_COLUMNS) as record,
