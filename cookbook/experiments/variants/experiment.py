@@ -318,15 +318,16 @@ EXPERIMENT = Experiment(
             rank=32,
             teacher=SupervisedConfig(steps=12, batch_size=32, evaluate_every=12, max_tokens=8),
             byte_teacher=SupervisedConfig(
-                steps=600, batch_size=32, evaluate_every=200, max_tokens=8, learning_rate=2e-3
+                steps=1000, batch_size=32, evaluate_every=500, max_tokens=8, learning_rate=2e-3
             ),
             examples=8,
             student=TrainConfig(
                 steps=12,
-                prompts_per_step=32,
+                prompts_per_step=24,
                 group_size=4,
                 max_tokens=8,
-                evaluate_every=4,
+                evaluate_every=6,
+                held_out=150,
                 # What collapses is a result here.
                 stop_when_collapsed=False,
             ),
