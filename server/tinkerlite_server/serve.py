@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import signal
 import socket
 import sys
@@ -48,6 +49,10 @@ SWITCH_SECONDS = 2e-4
 """How long a thread of Python waits before it asks the one that runs to make way. By default that is
 5 ms, for which the engine's thread would wait whenever HTTP's is at work: to begin a request, and after
 each of the hundreds of tensor operations of a pass."""
+SPIN_COUNT = 7000
+"""How often OpenMP's threads look for each other before they sleep, unless the environment says. By default
+300,000 times, which wastes the core that the late one could use: with another process busy on one of two
+cores, sampling from SmolLM2-135M falls to 0.15 of its speed, with 7,000 to 0.4; alone it loses 4 to 8%."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -207,6 +212,9 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace, settings: Settings) -> tuple[FastAPI, LocalEngine]:
+    # Read once, when torch is imported.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
     # Not before the arguments are known to be good: these imports take seconds.
     from tinkerlite_server.app import create_app
     from tinkerlite_server.engine.catalog import build_catalog
