@@ -88,9 +88,7 @@ class BaseModel:
         if dtype != torch.float32 and self.bank.covers_products_of(model):
             model.get_input_embeddings().register_forward_hook(output_in_fp32)
         config = model.config.get_text_config()
-        self._lean = (
-            LeanDecoder(self._body, self.bank.targets) if lean and LeanDecoder.suits(config) else None
-        )
+        self._lean = LeanDecoder(self._body) if lean and LeanDecoder.suits(config) else None
         self.layers: int = config.num_hidden_layers
         self.query_heads: int = config.num_attention_heads
         self.kv_heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

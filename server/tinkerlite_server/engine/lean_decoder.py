@@ -10,14 +10,14 @@ Dimensions in names: N rows, E hidden size, H query heads, G key-value heads, D 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tinkerlite_server.engine.lean_functions import gated_silu, rms_norm, rotate
+from tinkerlite_server.engine.lora import LoraLinear
 from tinkerlite_server.engine.products import Product
 from tinkerlite_server.engine.streams import Stream
 
@@ -28,17 +28,16 @@ class LeanDecoder:
     """Embedding, layers and last norm of one base model.
 
     Args:
-        body: transformers' decoder (`model.get_decoder()`).
-        linears: its linear layers by module path, as adapters name them.
+        body: transformers' decoder (`model.get_decoder()`), its linear layers wrapped by a `LoraBank`.
     """
 
-    def __init__(self, body: Any, linears: Mapping[str, nn.Linear]) -> None:
+    def __init__(self, body: Any) -> None:
         config = body.config
         self._embedding = body.embed_tokens.weight
         self._angles = body.rotary_emb
         self._norm_weight = body.norm.weight.float()
         self._epsilon: float = config.rms_norm_eps
-        self._layers = [_Layer(layer, number, linears, config) for number, layer in enumerate(body.layers)]
+        self._layers = [_Layer(layer, number, config) for number, layer in enumerate(body.layers)]
 
     @staticmethod
     def suits(config: Any) -> bool:
@@ -64,23 +63,18 @@ class LeanDecoder:
 class _Layer:
     """One decoder layer."""
 
-    def __init__(self, layer: Any, number: int, linears: Mapping[str, nn.Linear], config: Any) -> None:
-        def product(*names: str) -> Product:
-            return Product(
-                {path: linears[path] for path in (f"model.layers.{number}.{name}" for name in names)}
-            )
-
-        attention = layer.self_attn
+    def __init__(self, layer: Any, number: int, config: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
         self._number = number
         self._heads: int = config.num_attention_heads
         self._kv_heads: int = config.num_key_value_heads
         self._head_size: int = attention.head_dim
         self._scaling: float = attention.scaling
         self._epsilon: float = config.rms_norm_eps
-        self._qkv = product("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-        self._out = product("self_attn.o_proj")
-        self._gate_up = product("mlp.gate_proj", "mlp.up_proj")
-        self._down = product("mlp.down_proj")
+        self._qkv = _product(attention.q_proj, attention.k_proj, attention.v_proj)
+        self._out = _product(attention.o_proj)
+        self._gate_up = _product(mlp.gate_proj, mlp.up_proj)
+        self._down = _product(mlp.down_proj)
         self._before_attention = layer.input_layernorm.weight.float()
         self._before_mlp = layer.post_attention_layernorm.weight.float()
         self._head_norm_HD: Tensor | None = None
@@ -110,3 +104,7 @@ class _Layer:
         h_NE = h_NE + self._out(attended_NHD.flatten(1), adapters)
         x_NE = rms_norm(h_NE, self._before_mlp, self._epsilon, dtype)
         return h_NE + self._down(gated_silu(self._gate_up(x_NE, adapters)), adapters)
+
+
+def _product(*targets: LoraLinear) -> Product:
+    return Product({target.path: target.base for target in targets})

@@ -185,6 +185,8 @@ def _pack(weight_OI: Tensor) -> Tensor | None:
     the product itself.
     """
     bfloat16_on_cpu = weight_OI.dtype == torch.bfloat16 and weight_OI.device.type == "cpu"
-    if not bfloat16_on_cpu or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    # torch registers these operations only where it is built with oneDNN.
+    has_onednn = torch.backends.mkldnn.is_available()
+    if not bfloat16_on_cpu or not has_onednn or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
     return torch.ops.mkldnn._reorder_linear_weight(weight_OI)
