@@ -20,6 +20,7 @@ QUICK_NAMES: Mapping[str, str] = {"vLLM": "vLLM, eager"}
 """Who is somebody else in a quick run: vLLM's compilation takes minutes, so there it goes without."""
 
 _COMPILES = {"SkyRL": "compiles for a minute and more in every row; measured without --quick"}
+_STARTS_SLOWLY = {"SkyRL": "takes 40 s to start; measured without --quick"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +254,7 @@ ROWS: tuple[Row, ...] = (
             "SkyRL": f"{_SKYRL}:request",
         },
         floor=Floor.request_milliseconds,
+        not_quick=_STARTS_SLOWLY,
         repeats=30,
         quick_repeats=10,
     ),
@@ -281,6 +283,7 @@ ROWS: tuple[Row, ...] = (
             "SkyRL": f"{_SKYRL}:cold_start",
         },
         floor=Floor.cold_start,
+        not_quick=_STARTS_SLOWLY,
     ),
     Row(
         key="import",
