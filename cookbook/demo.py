@@ -27,17 +27,19 @@ from rich.markup import escape
 from cookbook.advantages import AdvantageFn, group_relative, reverse_kl
 from cookbook.evaluation import Evaluation, evaluate
 from cookbook.exhibits import Exhibit, exhibit_rollouts
+from cookbook.keeping import recorder
 from cookbook.loop import TrainConfig, evaluation_figures, train
 from cookbook.machine import hardware, peak_rss_mib
 from cookbook.metrics import MetricsFile, Row
 from cookbook.renderers import chatml
 from cookbook.report import write_report
-from cookbook.runs import connect, examine_teacher, recorder
+from cookbook.runs import connect
 from cookbook.server_process import running_server
 from cookbook.summary import print_comparison, run_figures, verdict
 from cookbook.supervised import SupervisedConfig, train_supervised
 from cookbook.table import ON_POLICY_COLUMNS, SUPERVISED_COLUMNS, accuracy_text
 from cookbook.tasks import TASKS, with_format_credit
+from cookbook.teacher_probe import examine_teacher
 from cookbook.teachers import Teacher
 from tinkerlite import SamplingClient, ServiceClient, TrainingClient
 

@@ -35,6 +35,13 @@ from tinkerlite.types import AdamParams, Datum, ForwardBackwardOutput, OptimStep
 
 Record = Callable[[Row], None]
 """Takes the row of a finished step."""
+BeforeStep = Callable[[int], None]
+"""Takes the number of updates done, before the step that adds one: the moment for a checkpoint."""
+
+
+def no_checkpoint(step: int) -> None:
+    """Saves nothing."""
+
 
 Measure = Callable[[SamplingClient], Row]
 """Figures of the weights behind a sampler."""
@@ -104,8 +111,10 @@ def train(
     record: Record,
     start: Evaluation | None = None,
     measure: Measure | None = None,
+    earlier: Sequence[Row] = (),
+    checkpoint: BeforeStep = no_checkpoint,
 ) -> list[Row]:
-    """Train the student on its own rollouts; returns the rows it recorded, steps + 1 of them.
+    """Train the student on its own rollouts; returns the rows of all steps, steps + 1 of them.
 
     Args:
         config: sizes and rates.
@@ -119,14 +128,18 @@ def train(
         record: called with each row as soon as it is known.
         start: the evaluation of step 0, if it has been made already.
         measure: figures of an evaluated step, in place of accuracy on the task's held-out problems.
+        earlier: rows of the steps that are done, if this goes on with a run; the student has been
+            through them. They are not recorded again.
+        checkpoint: called before every step that is made here.
 
     Raises:
         RunStopped: see `stop_when_collapsed` and `max_truncated_fraction`. The last row is recorded.
     """
-    problems = task.training_problems(config.seed)
+    rows = list(earlier)
+    problems = islice(task.training_problems(config.seed), len(rows) * config.prompts_per_step, None)
     measure = measure or accuracy_measure(task, renderer, config.held_out, config.max_tokens, start)
-    rows: list[Row] = []
-    for step in range(config.steps + 1):
+    for step in range(len(rows), config.steps + 1):
+        checkpoint(step)
         is_last = step == config.steps
         row: dict[str, Any] = {"step": step}
         measured = teacher is not None and (step % config.kl_every == 0 or is_last)

@@ -17,13 +17,21 @@ Row = Mapping[str, Any]
 class MetricsFile:
     """Appends rows to a JSONL file; each is on disk when `write` returns.
 
+    Args:
+        path: of the file; its folder is made.
+        keep: rows at its beginning to keep, byte for byte. The others are dropped.
+
     Raises:
-        ValueError: a row holds NaN or an infinity, which JSON does not have; use None.
+        ValueError: the file has fewer rows; or one to write holds NaN or an infinity, which JSON does
+            not have; use None.
     """
 
-    def __init__(self, path: Path, *, fresh: bool = True) -> None:
+    def __init__(self, path: Path, *, keep: int = 0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w" if fresh else "a", encoding="utf-8")
+        kept = _first_lines(path, keep) if keep else b""
+        self._file = path.open("r+" if keep else "w", encoding="utf-8")
+        self._file.truncate(len(kept))
+        self._file.seek(len(kept))
 
     def write(self, row: Row) -> None:
         """Append one row."""
@@ -42,6 +50,13 @@ class MetricsFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _first_lines(path: Path, count: int) -> bytes:
+    lines = path.read_bytes().split(b"\n")[:-1]
+    if len(lines) < count:
+        raise ValueError(f"{path} has {len(lines)} rows, of which {count} were to be kept")
+    return b"".join(line + b"\n" for line in lines[:count])
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

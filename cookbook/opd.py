@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             teacher=run.teacher,
             advantages=advantages.reverse_kl(run.teacher),
             record=run.record,
+            earlier=run.earlier,
+            checkpoint=run.checkpoint,
         )
 
 

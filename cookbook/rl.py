@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             teacher=run.teacher,
             advantages=advantages.group_relative,
             record=run.record,
+            earlier=run.earlier,
+            checkpoint=run.checkpoint,
         )
 
 

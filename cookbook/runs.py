@@ -1,4 +1,4 @@
-"""Runs: what a recipe needs around its one call. Flags, connection, student, teacher, files, table.
+"""Runs: what a recipe needs around its one call. Flags, connection, student, teacher, and what is kept.
 
 Knows nothing about how any of it trains.
 """
@@ -6,33 +6,38 @@ Knows nothing about how any of it trains.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from itertools import islice
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 
 from cookbook.byte_spans import ByteSpanTeacher
 from cookbook.command_line import parse
-from cookbook.guards import RunStopped
+from cookbook.keeping import Keeping, KeptRun
 from cookbook.ledger import ModelShape, UnknownShape, ledger, print_ledger
-from cookbook.loop import Record, TrainConfig
-from cookbook.metrics import MetricsFile, Row, read_metrics
-from cookbook.renderers import RENDERERS, Renderer, RendererError, Tokenizer
+from cookbook.loop import BeforeStep, Record, TrainConfig
+from cookbook.metrics import Row, read_metrics
+from cookbook.renderers import RENDERERS, Renderer
 from cookbook.rollouts import Task
+from cookbook.run_folder import Checkpoint
 from cookbook.supervised import SupervisedConfig
-from cookbook.table import ON_POLICY_COLUMNS, SUPERVISED_COLUMNS, Column, StepTable
+from cookbook.table import ON_POLICY_COLUMNS, SUPERVISED_COLUMNS
 from cookbook.tasks import TASKS, with_format_credit
-from cookbook.teacher_probe import TeacherProbe, probe_teacher
+from cookbook.teacher_probe import examine_teacher
 from cookbook.teachers import Teacher
-from tinkerlite import APIConnectionError, ClientConfig, SamplingClient, ServiceClient, TrainingClient
+from tinkerlite import (
+    APIConnectionError,
+    APIStatusError,
+    ClientConfig,
+    RequestFailedError,
+    SamplingClient,
+    ServiceClient,
+    TrainingClient,
+)
 
 Choice = TypeVar("Choice")
-
-PROBED_PROBLEMS = 8
-"""Training problems whose right answers a teacher scores before the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +57,6 @@ class Setup:
     """One of number-words, larger, largest, sums, sort-letters."""
     renderer: str = "chatml"
     """Layout of prompts: chatml (no system line), or template (the model's own)."""
-    out: str = ""
-    """Folder for metrics.jsonl; runs/RECIPE if not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,8 @@ class SupervisedRun:
     task: Task
     renderer: Renderer
     record: Record
+    earlier: Sequence[Row]
+    checkpoint: BeforeStep
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ class OnPolicyRun:
     renderer: Renderer
     teacher: Teacher | ByteSpanTeacher
     record: Record
+    earlier: Sequence[Row]
+    checkpoint: BeforeStep
 
 
 @contextmanager
@@ -106,20 +113,19 @@ def open_supervised_run(
         argv: None reads the process's own arguments.
     """
     name = Path(file).stem
-    setup, config = parse(f"python -m cookbook.{name}", description, [Setup(), config], argv)
+    setup, keeping, config = parse(
+        f"python -m cookbook.{name}", description, [Setup(), Keeping(), config], argv
+    )
+    run = KeptRun(name, keeping, settings=_settings(setup, config), base_url=setup.base_url)
     with connect(setup.base_url) as service:
-        student = _open_student(service, setup, config.seed)
+        student = _open_student(service, setup, config.seed, run.resumed)
         renderer = choose("renderer", setup.renderer, RENDERERS)(student.get_tokenizer())
         task = choose("task", setup.task, TASKS)
-        with (
-            MetricsFile(_folder(setup, name) / "metrics.jsonl") as metrics,
-            recorder(name, metrics, SUPERVISED_COLUMNS) as record,
-            stopping_with_reason(),
-        ):
-            yield SupervisedRun(config, student, task, renderer, record)
+        with run.open(service, student, SUPERVISED_COLUMNS) as kept:
+            yield SupervisedRun(config, student, task, renderer, kept.record, kept.earlier, kept.checkpoint)
         # As if a model of the student's own size had to write the task's answers.
-        _print_cost(_folder(setup, name), student, setup.model, service)
-        _save(student, name)
+        _print_cost(run.folder.path, student, setup.model, service)
+        kept.checkpoint.finish(Checkpoint(step=config.steps, path=_save(student, name)))
 
 
 @contextmanager
@@ -128,11 +134,12 @@ def open_on_policy_run(
 ) -> Generator[OnPolicyRun, None, None]:
     """As `open_supervised_run`, with a teacher, whose prompt is printed beside the student's."""
     name = Path(file).stem
-    setup, compared, config = parse(
-        f"python -m cookbook.{name}", description, [Setup(), TeacherSetup(), config], argv
+    setup, compared, keeping, config = parse(
+        f"python -m cookbook.{name}", description, [Setup(), TeacherSetup(), Keeping(), config], argv
     )
+    run = KeptRun(name, keeping, settings=_settings(setup, compared, config), base_url=setup.base_url)
     with connect(setup.base_url) as service:
-        student = _open_student(service, setup, config.seed)
+        student = _open_student(service, setup, config.seed, run.resumed)
         tokenizer = student.get_tokenizer()
         renderer = choose("renderer", setup.renderer, RENDERERS)(tokenizer)
         task = choose("task", setup.task, TASKS)
@@ -149,15 +156,13 @@ def open_on_policy_run(
             )
             probe = examine_teacher(teacher, task, renderer, tokenizer)
         print("\n".join(probe.lines()))
-        with (
-            MetricsFile(_folder(setup, name) / "metrics.jsonl") as metrics,
-            recorder(name, metrics, ON_POLICY_COLUMNS) as record,
-            stopping_with_reason(),
-        ):
-            graded = with_format_credit(task) if compared.format_credit else task
-            yield OnPolicyRun(config, student, graded, renderer, teacher, record)
-        _print_cost(_folder(setup, name), student, compared.teacher or setup.model, service)
-        _save(student, name)
+        graded = with_format_credit(task) if compared.format_credit else task
+        with run.open(service, student, ON_POLICY_COLUMNS) as kept:
+            yield OnPolicyRun(
+                config, student, graded, renderer, teacher, kept.record, kept.earlier, kept.checkpoint
+            )
+        _print_cost(run.folder.path, student, compared.teacher or setup.model, service)
+        kept.checkpoint.finish(Checkpoint(step=config.steps, path=_save(student, name)))
 
 
 @contextmanager
@@ -174,20 +179,6 @@ def connect(base_url: str) -> Generator[ServiceClient, None, None]:
         yield service
 
 
-@contextmanager
-def recorder(
-    name: str, metrics: MetricsFile, columns: Sequence[Column], console: Console | None = None
-) -> Generator[Record, None, None]:
-    """Takes rows: each goes to the file, tagged with the run's name, and to a table on screen."""
-    with StepTable(name, columns, console) as table:
-
-        def record(row: Row) -> None:
-            metrics.write({"run": name, **row})
-            table.add(row)
-
-        yield record
-
-
 def open_sampler(service: ServiceClient, name: str) -> SamplingClient:
     """A sampling client for saved sampler weights (tinker://...) or for a base model."""
     if name.startswith("tinker://"):
@@ -202,35 +193,29 @@ def choose(kind: str, name: str, options: Mapping[str, Choice]) -> Choice:
     return options[name]
 
 
-def _folder(setup: Setup, name: str) -> Path:
-    return Path(setup.out or f"runs/{name}")
+def _settings(*configs: Any) -> dict[str, Any]:
+    """What decides a run's rows: all values but the address of the server, which may move."""
+    values = {name: value for config in configs for name, value in asdict(config).items()}
+    del values["base_url"]
+    return values
 
 
-def _open_student(service: ServiceClient, setup: Setup, seed: int) -> TrainingClient:
+def _open_student(
+    service: ServiceClient, setup: Setup, seed: int, resumed: Checkpoint | None
+) -> TrainingClient:
+    if resumed:
+        try:
+            return service.create_training_client_from_state_with_optimizer(resumed.path)
+        except (APIStatusError, RequestFailedError) as error:
+            raise SystemExit(
+                f"--resume: {error}\nThe checkpoint {resumed.path} is on the server that saved it, for "
+                "two weeks; --base-url must lead there, or to one that has the same --data-dir."
+            ) from error
     if setup.start_from:
         return service.create_training_client_from_state(setup.start_from)
     if setup.rank == 0:
         return service.create_training_client(setup.model)
     return service.create_lora_training_client(setup.model, rank=setup.rank, seed=seed)
-
-
-def examine_teacher(teacher: Teacher, task: Task, renderer: Renderer, tokenizer: Tokenizer) -> TeacherProbe:
-    """Probe a teacher on a few training problems, in its own layout and in all others that there are."""
-    layouts: dict[str, Renderer] = {}
-    for name, make in RENDERERS.items():
-        with suppress(RendererError):  # not a layout of this tokenizer
-            layouts[name] = make(tokenizer)
-    problems = list(islice(task.training_problems(0), PROBED_PROBLEMS))
-    return probe_teacher(teacher, problems, renderer=renderer, layouts=layouts)
-
-
-@contextmanager
-def stopping_with_reason() -> Generator[None, None, None]:
-    """Exits with the reason, where a guard stops the run inside the block."""
-    try:
-        yield
-    except RunStopped as stopped:
-        raise SystemExit(f"stopped at {stopped}") from stopped
 
 
 def _print_cost(folder: Path, student: TrainingClient, teacher: str, service: ServiceClient) -> None:
@@ -258,9 +243,10 @@ def _rank_of(model: str, service: ServiceClient) -> int:
     return info.lora_rank or 0
 
 
-def _save(student: TrainingClient, name: str) -> None:
-    """Save for going on (`--start-from`) and for sampling (`--teacher`), and say where."""
+def _save(student: TrainingClient, name: str) -> str:
+    """Save for going on (`--start-from`) and for sampling (`--teacher`), and say where; the former's path."""
     state = student.save_state(name)
     sampler = student.save_weights_for_sampler(name)
     print(f"to train on    --start-from {state.result().path}")
     print(f"as a teacher   --teacher {sampler.result().path}")
+    return state.result().path

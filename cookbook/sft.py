@@ -24,7 +24,15 @@ CONFIG = SupervisedConfig(steps=30, batch_size=32, learning_rate=1e-3)
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the recipe."""
     with open_supervised_run(__file__, __doc__, CONFIG, argv) as run:
-        train_supervised(run.config, run.student, run.task, renderer=run.renderer, record=run.record)
+        train_supervised(
+            run.config,
+            run.student,
+            run.task,
+            renderer=run.renderer,
+            record=run.record,
+            earlier=run.earlier,
+            checkpoint=run.checkpoint,
+        )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,16 @@ from typing import Any
 
 from cookbook.datums import supervised_datum
 from cookbook.evaluation import Evaluation
-from cookbook.loop import Measure, Record, accuracy_measure, decayed, finish_row, submit_update
+from cookbook.loop import (
+    BeforeStep,
+    Measure,
+    Record,
+    accuracy_measure,
+    decayed,
+    finish_row,
+    no_checkpoint,
+    submit_update,
+)
 from cookbook.metrics import Row
 from cookbook.renderers import Message, RenderedExample, Renderer
 from cookbook.rollouts import Problem, Task
@@ -54,10 +63,13 @@ def train_supervised(
     renderer: Renderer,
     record: Record,
     start: Evaluation | None = None,
+    earlier: Sequence[Row] = (),
+    checkpoint: BeforeStep = no_checkpoint,
 ) -> list[Row]:
-    """Train the student on the task's answers; returns the rows it recorded, steps + 1 of them.
+    """Train the student on the task's answers; returns the rows of all steps, steps + 1 of them.
 
-    `start` is the evaluation of step 0, if it has been made already.
+    `start` is the evaluation of step 0, if it has been made already; `earlier` and `checkpoint` are
+    those of `loop.train`.
 
     Raises:
         RunStopped: see `stop_when_collapsed`. The last row is recorded.
@@ -69,6 +81,8 @@ def train_supervised(
         (renderer.training_example(with_answer(problem)) for problem in problems),
         measure=accuracy_measure(task, renderer, config.held_out, config.max_tokens, start),
         record=record,
+        earlier=earlier,
+        checkpoint=checkpoint,
     )
 
 
@@ -79,21 +93,27 @@ def train_on_examples(
     *,
     measure: Measure,
     record: Record,
+    earlier: Sequence[Row] = (),
+    checkpoint: BeforeStep = no_checkpoint,
 ) -> list[Row]:
-    """Train the student on examples from anywhere; returns the rows it recorded, steps + 1 of them.
+    """Train the student on examples from anywhere; returns the rows of all steps, steps + 1 of them.
 
     Args:
         config: sizes and rates. The examples decide what `seed` would.
         student: the weights to train; whatever they are now is step 0.
-        examples: an endless stream, or at least `steps * batch_size` of them.
+        examples: an endless stream, or at least `steps * batch_size` of them, from the first step's on.
         measure: figures of an evaluated step.
         record: called with each row as soon as it is known.
+        earlier: rows of the steps that are done; see `loop.train`.
+        checkpoint: called before every step that is made here.
 
     Raises:
         RunStopped: see `stop_when_collapsed`. The last row is recorded.
     """
-    rows: list[Row] = []
-    for step in range(config.steps + 1):
+    rows = list(earlier)
+    examples = islice(examples, len(rows) * config.batch_size, None)
+    for step in range(len(rows), config.steps + 1):
+        checkpoint(step)
         is_last = step == config.steps
         row: dict[str, Any] = {"step": step}
         if step % config.evaluate_every == 0 or is_last:

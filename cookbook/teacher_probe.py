@@ -8,16 +8,20 @@ Neither shows in a loss, so both are asked before step 0.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
 from cookbook.datums import Floats
-from cookbook.renderers import Message, Renderer, RendererError
-from cookbook.rollouts import Problem
+from cookbook.renderers import RENDERERS, Message, Renderer, RendererError, Tokenizer
+from cookbook.rollouts import Problem, Task
 from cookbook.teachers import Teacher
 from tinkerlite import CapabilityError
 
+PROBED_PROBLEMS = 8
+"""Training problems whose right answers a teacher scores before a run."""
 LAYOUT_MATTERS = 0.1
 """Nats per token of right answers by which another layout must be better to be worth a word."""
 
@@ -85,6 +89,16 @@ def probe_teacher(
         right_answers=_mean_logprob(teacher, read, answers),
         in_other_layouts=others,
     )
+
+
+def examine_teacher(teacher: Teacher, task: Task, renderer: Renderer, tokenizer: Tokenizer) -> TeacherProbe:
+    """Probe a teacher on a few training problems, in its own layout and in all others that there are."""
+    layouts: dict[str, Renderer] = {}
+    for name, make in RENDERERS.items():
+        with suppress(RendererError):  # not a layout of this tokenizer
+            layouts[name] = make(tokenizer)
+    problems = list(islice(task.training_problems(0), PROBED_PROBLEMS))
+    return probe_teacher(teacher, problems, renderer=renderer, layouts=layouts)
 
 
 def _answer(problem: Problem, prompt: Sequence[int], renderer: Renderer) -> list[int]:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from rich.console import Console
 
+from cookbook.keeping import recorder
 from cookbook.loop import Record
 from cookbook.metrics import MetricsFile, Row
-from cookbook.runs import recorder
 from cookbook.table import ON_POLICY_COLUMNS, Column
 from tinkerlite import ServiceClient
 

@@ -1,11 +1,12 @@
 """LocalServer: the whole server in the caller's process, without a port.
 
 What `local://MODEL` names in a client, which runs it over an in-process transport in its own
-event loop. Its data lives in a temporary folder unless one is given.
+event loop. Its data lives in a temporary folder unless TINKERLITE_DATA_DIR names one that stays.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ class LocalServer:
 
     Args:
         models: hub ids or folders of the base models on offer.
-        data_dir: where checkpoints go; None for a folder that is deleted at `shutdown`.
+        data_dir: where checkpoints go. None: `TINKERLITE_DATA_DIR` if set, else a folder that is
+            deleted at `shutdown`.
         engine_limits: sizes, device and dtype.
 
     Raises:
@@ -39,6 +41,8 @@ class LocalServer:
         limits = engine_limits or EngineLimits()
         engine = LocalEngine(build_catalog(models, limits), limits)
         self._scratch = None
+        if data_dir is None and os.environ.get("TINKERLITE_DATA_DIR"):
+            data_dir = Path(os.environ["TINKERLITE_DATA_DIR"])
         if data_dir is None:
             self._scratch = tempfile.TemporaryDirectory(prefix="tinkerlite-", ignore_cleanup_errors=True)
             data_dir = Path(self._scratch.name)

@@ -35,6 +35,22 @@ def test_a_new_run_starts_a_new_file(tmp_path: Path):
     assert read_metrics(path) == [{"step": 2}]
 
 
+def test_a_run_that_goes_on_keeps_the_first_rows_byte_for_byte_and_drops_the_others(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0}\n{"step":  1}\n{"step": 2}\n{"ste')
+    with MetricsFile(path, keep=2) as metrics:
+        metrics.write({"step": 2, "again": True})
+    assert path.read_text() == '{"step": 0}\n{"step":  1}\n{"step": 2, "again": true}\n'
+
+
+def test_rows_that_are_not_there_cannot_be_kept(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0}\n{"ste')
+    with pytest.raises(ValueError, match="has 1 rows, of which 2 were to be kept"):
+        MetricsFile(path, keep=2)
+    assert path.read_text() == '{"step": 0}\n{"ste'
+
+
 def test_the_figures_of_a_row_are_its_numbers_with_nested_ones_by_path():
     row = {
         "step": 3,

@@ -12,9 +12,8 @@ import pytest
 from cookbook.datums import Floats
 from cookbook.renderers import Message, Renderer, chat_template, chatml
 from cookbook.rollouts import Problem
-from cookbook.runs import examine_teacher
 from cookbook.tasks import TASKS
-from cookbook.teacher_probe import LAYOUT_MATTERS, probe_teacher
+from cookbook.teacher_probe import LAYOUT_MATTERS, examine_teacher, probe_teacher
 from cookbook.teachers import Teacher
 from tinkerlite import CapabilityError, SamplingClient, ServiceClient
 

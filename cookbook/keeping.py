@@ -1,0 +1,137 @@
+"""Keeping a run: its rows in a file and on the screen, its weights in checkpoints.
+
+What a run leaves is enough to go on with it after it was killed (`run_folder`). Knows nothing
+about how it trains.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cookbook.checkpoints import Checkpoints
+from cookbook.guards import RunStopped
+from cookbook.loop import Record
+from cookbook.metrics import MetricsFile, Row
+from cookbook.run_folder import CannotResume, Checkpoint, Position, RunFolder
+from cookbook.table import Column, StepTable
+from tinkerlite import ServiceClient, TinkerError, TrainingClient
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """What is kept of the run, and whether it goes on with an earlier one."""
+
+    out: str = ""
+    """Folder for metrics.jsonl and the rest; runs/RECIPE if not given."""
+    checkpoint_every: int = 10
+    """Steps between checkpoints to resume from, which the server keeps; 0 saves none."""
+    resume: bool = False
+    """Go on with the run in the folder, from its last checkpoint, as if it had not been killed."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A run whose rows and checkpoints are being kept."""
+
+    record: Record
+    earlier: Sequence[Row]
+    """Rows of the steps that were done before this process."""
+    checkpoint: Checkpoints
+
+
+class KeptRun:
+    """What is kept of one run: its folder, what is saved on the server, and the screen.
+
+    Reads where the run stands when made, and changes nothing before `open`.
+    """
+
+    def __init__(self, name: str, keeping: Keeping, *, settings: dict[str, Any], base_url: str) -> None:
+        self._name = name
+        self._settings = settings
+        self.folder = RunFolder(Path(keeping.out or f"runs/{name}"))
+        self._every = keeping.checkpoint_every if _outlives_process(base_url) else 0
+        self._position: Position | None = None
+        if keeping.resume:
+            if not _outlives_process(base_url):
+                raise SystemExit(
+                    "--resume: local:// keeps its checkpoints in a folder that ends with the process. Set "
+                    "TINKERLITE_DATA_DIR, for the run and to resume it, or use `tinkerlite serve`."
+                )
+            try:
+                self._position = self.folder.resume(name, settings)
+            except CannotResume as error:
+                raise SystemExit(f"--resume: {error}.") from error
+
+    @property
+    def resumed(self) -> Checkpoint | None:
+        """Where the run goes on from; None starts at step 0."""
+        return self._position and self._position.checkpoint
+
+    @contextmanager
+    def open(
+        self, service: ServiceClient, student: TrainingClient, columns: Sequence[Column]
+    ) -> Generator[Kept, None, None]:
+        """Takes rows and checkpoints until the end of the block."""
+        position = self._position or self.folder.start(self._name, self._settings)
+        rest = service.create_rest_client()
+        checkpoints = Checkpoints(self.folder, student, rest, every=self._every, resumed=position.checkpoint)
+        if position.checkpoint:
+            print(f"resumed at step {position.checkpoint.step}")
+        with (
+            MetricsFile(self.folder.metrics, keep=len(position.rows)) as metrics,
+            recorder(self._name, metrics, columns, earlier=position.rows) as record,
+            _stopping_with_reason(checkpoints),
+        ):
+            yield Kept(record, position.rows, checkpoints)
+
+
+def _outlives_process(base_url: str) -> bool:
+    """Whether the backend's checkpoints do; those of local:// only in a folder that was named."""
+    url = base_url or os.environ.get("TINKERLITE_BASE_URL", "")
+    return not url.startswith("local://") or bool(os.environ.get("TINKERLITE_DATA_DIR"))
+
+
+@contextmanager
+def recorder(
+    name: str,
+    metrics: MetricsFile,
+    columns: Sequence[Column],
+    console: Console | None = None,
+    *,
+    earlier: Sequence[Row] = (),
+) -> Generator[Record, None, None]:
+    """Takes rows: each goes to the file, tagged with the run's name, and to a table on screen.
+
+    `earlier` are rows that the file has already; they are shown again.
+    """
+    with StepTable(name, columns, console) as table:
+        for row in earlier:
+            table.add(row)
+
+        def record(row: Row) -> None:
+            metrics.write({"run": name, **row})
+            table.add(row)
+
+        yield record
+
+
+@contextmanager
+def _stopping_with_reason(checkpoints: Checkpoints) -> Generator[None, None, None]:
+    """Exits with the reason, where a guard stops the run inside the block, and with where to go back to."""
+    try:
+        yield
+    except RunStopped as stopped:
+        left = "".join(f"\nafter step {c.step}: --start-from {c.path}" for c in checkpoints.saved)
+        raise SystemExit(f"stopped at {stopped}{left}") from stopped
+    except TinkerError as error:
+        if checkpoints.saved:
+            step = checkpoints.saved[-1].step
+            error.add_note(f"To go on from step {step}, give the same command with --resume.")
+        raise
