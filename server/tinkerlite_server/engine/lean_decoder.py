@@ -54,9 +54,9 @@ class LeanDecoder:
         h_NE = F.embedding(stream.input_ids_N, self._embedding).float()
         cos, sin = self._angles(h_NE, stream.position_ids_N[None])
         half = cos.shape[-1] // 2
-        turns_N1F = torch.complex(cos[0, :, None, :half], sin[0, :, None, :half])
+        cos_N1F, sin_N1F = cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous()
         for layer in self._layers:
-            h_NE = layer(h_NE, turns_N1F, stream)
+            h_NE = layer(h_NE, cos_N1F, sin_N1F, stream)
         return rms_norm(h_NE, self._norm_weight, self._epsilon, torch.float32)
 
 
@@ -87,7 +87,7 @@ class _Layer:
         """Those of the layer."""
         return self._qkv, self._out, self._gate_up, self._down
 
-    def __call__(self, h_NE: Tensor, turns_N1F: Tensor, stream: Stream) -> Tensor:
+    def __call__(self, h_NE: Tensor, cos_N1F: Tensor, sin_N1F: Tensor, stream: Stream) -> Tensor:
         dtype, adapters = self._qkv.weight_OI.dtype, stream.adapters
         x_NE = rms_norm(h_NE, self._before_attention, self._epsilon, dtype)
         qkv_NHD = self._qkv(x_NE, adapters).unflatten(1, (-1, self._head_size))
@@ -96,7 +96,7 @@ class _Layer:
             qk_NHD, v_NGD = qkv_NHD.split([turned, self._kv_heads], dim=1)
             qk_NHD = rms_norm(qk_NHD, self._head_norm_HD, self._epsilon, dtype)
             qkv_NHD = torch.cat([qk_NHD, v_NGD], dim=1)
-        qkv_NHD = rotate(qkv_NHD, turns_N1F, turned)
+        qkv_NHD = rotate(qkv_NHD, cos_N1F, sin_N1F, turned)
         q_NHD, k_NGD, v_NGD = qkv_NHD.split([self._heads, self._kv_heads, self._kv_heads], dim=1)
         attended_NHD = stream.attend(
             self._number, q_NHD.transpose(0, 1), k_NGD.transpose(0, 1), v_NGD.transpose(0, 1), self._scaling

@@ -25,18 +25,18 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> T
     return (x * _inverse_rms(x, epsilon)).mul_(weight).to(dtype)
 
 
-def rotate(x_NHD: Tensor, turns_N1F: Tensor, turned: int) -> Tensor:
-    """Rotary positions: dimensions (f, f + F) of a head are turned as one complex number, in fp32.
+def rotate(x_NHD: Tensor, cos_N1F: Tensor, sin_N1F: Tensor, turned: int) -> Tensor:
+    """Rotary positions: dimensions (f, f + F) of a head are turned by position * frequency f, in fp32.
 
     Args:
-        turns_N1F: complex, e^(i * position * frequency).
+        cos_N1F: fp32, of the angles; `sin_N1F` likewise.
         turned: how many heads, the first ones, are turned; the others are copied.
 
     Source: Su et al. 2021 (arXiv:2104.09864), in the half-split layout of transformers.
     """
     if torch.is_grad_enabled():
-        return _Rotate.apply(x_NHD, turns_N1F, turned)  # type: ignore[no-untyped-call]
-    return _rotated(x_NHD, turns_N1F, turned)
+        return _Rotate.apply(x_NHD, cos_N1F, sin_N1F, turned)  # type: ignore[no-untyped-call]
+    return _rotated(x_NHD, cos_N1F, sin_N1F, turned)
 
 
 def gated_silu(gate_up_N2I: Tensor) -> Tensor:
@@ -69,15 +69,15 @@ class _RmsNorm(torch.autograd.Function):
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_NHD: Tensor, turns_N1F: Tensor, turned: int) -> Tensor:
-        ctx.save_for_backward(turns_N1F)
+    def forward(ctx: Any, x_NHD: Tensor, cos_N1F: Tensor, sin_N1F: Tensor, turned: int) -> Tensor:
+        ctx.save_for_backward(cos_N1F, sin_N1F)
         ctx.turned = turned
-        return _rotated(x_NHD, turns_N1F, turned)
+        return _rotated(x_NHD, cos_N1F, sin_N1F, turned)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (turns_N1F,) = ctx.saved_tensors
-        return _rotated(grads[0], turns_N1F.conj(), ctx.turned), None, None
+        cos_N1F, sin_N1F = ctx.saved_tensors
+        return _rotated(grads[0], cos_N1F, -sin_N1F, ctx.turned), None, None, None
 
 
 class _GatedSilu(torch.autograd.Function):
@@ -93,8 +93,10 @@ class _GatedSilu(torch.autograd.Function):
         gate, up = gate_up_N2I.chunk(2, dim=-1)
         grad_N2I = torch.empty_like(gate_up_N2I)
         grad_gate, grad_up = grad_N2I.chunk(2, dim=-1)
-        torch.mul(grads[0], F.silu(gate), out=grad_up)
-        grad_gate.copy_(torch.ops.aten.silu_backward(grads[0] * up, gate))
+        torch.ops.aten.silu.out(gate, out=grad_up)
+        grad_up.mul_(grads[0])
+        torch.mul(grads[0], up, out=grad_gate)
+        torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
         return (grad_N2I,)
 
 
@@ -104,11 +106,10 @@ def _inverse_rms(x: Tensor, epsilon: float) -> Tensor:
     return norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
 
 
-def _rotated(x_NHD: Tensor, turns_N1F: Tensor, turned: int) -> Tensor:
-    pairs_NHF = torch.complex(*x_NHD[:, :turned].float().chunk(2, dim=-1)) * turns_N1F
-    rotated_NHD = torch.empty(x_NHD.shape, dtype=x_NHD.dtype, device=x_NHD.device)
-    real, imaginary = rotated_NHD[:, :turned].chunk(2, dim=-1)
-    real.copy_(pairs_NHF.real)
-    imaginary.copy_(pairs_NHF.imag)
-    rotated_NHD[:, turned:] = x_NHD[:, turned:]
-    return rotated_NHD
+def _rotated(x_NHD: Tensor, cos_N1F: Tensor, sin_N1F: Tensor, turned: int) -> Tensor:
+    rotated_NHD = x_NHD.to(torch.float32, copy=True)
+    left_NHF, right_NHF = rotated_NHD[:, :turned].chunk(2, dim=-1)
+    before_NHF = left_NHF.clone()
+    left_NHF.mul_(cos_N1F).addcmul_(right_NHF, sin_N1F, value=-1)
+    right_NHF.mul_(cos_N1F).addcmul_(before_NHF, sin_N1F)
+    return rotated_NHD.to(x_NHD.dtype)

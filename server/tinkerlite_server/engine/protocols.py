@@ -370,8 +370,9 @@ class EngineLimits:
     device: str = "auto"
     dtype: str = "auto"
     """"auto" is bfloat16 where the hardware multiplies it, else float32."""
-    max_pass_tokens: int = 1024
-    """Most tokens in one forward-backward pass; longer sequences get a pass of their own."""
+    max_pass_tokens: int = 512
+    """Most tokens in one forward-backward pass; longer sequences get a pass of their own. On a processor
+    larger passes are no faster, and what they keep for the backward pass takes more memory."""
     max_score_tokens: int = 4096
     """Most tokens in one prefill or scoring pass."""
     max_slots: int = 64

@@ -14,15 +14,14 @@ Dimensions in names: N rows of the stream, H query heads, G key-value heads, D h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tinkerlite_server.engine.attention import Block, BlockAttention
 from tinkerlite_server.engine.lora import Adapter, AdapterRows, adapter_rows
 from tinkerlite_server.engine.protocols import Ids
 
@@ -60,16 +59,6 @@ class Stream(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class Block:
-    """Rows that attend among themselves only: one sequence, or several behind a shared prefix."""
-
-    start: int
-    end: int
-    mask: Tensor | None
-    """(rows, rows) True where the row may look; None is plain causal."""
-
-
 class PackedStream:
     """Whole sequences, packed; `rows[i][t]` is the stream row of token t of sequence i.
 
@@ -90,7 +79,7 @@ class PackedStream:
         order = stream_order(sequences, adapters)
         groups = prefix_groups(sequences, adapters, order) if share_prefixes else [([i], 0) for i in order]
         self.rows: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(sequences)
-        self.blocks: list[Block] = []
+        blocks: list[Block] = []
         tokens: list[Ids] = []
         positions: list[NDArray[np.int64]] = []
         per_row: list[tuple[Adapter | None, int]] = []
@@ -115,27 +104,16 @@ class PackedStream:
             mask = None
             if len(members) > 1:
                 mask = _tree_mask(np.concatenate(owners), np.concatenate(places)).to(device)
-            self.blocks.append(Block(start, end, mask))
+            blocks.append(Block(start, end, mask))
             start = end
         self.input_ids_N = torch.from_numpy(np.concatenate(tokens)).to(device)
         self.position_ids_N = torch.from_numpy(np.concatenate(positions)).to(device)
         self.adapters = adapter_rows(per_row, device)
+        self._attention = BlockAttention(blocks)
 
     def attend(self, layer: int, q_HND: Tensor, k_GND: Tensor, v_GND: Tensor, scaling: float) -> Tensor:
         """Each block by itself."""
-        outputs = [
-            F.scaled_dot_product_attention(
-                q_HND[None, :, block.start : block.end],
-                k_GND[None, :, block.start : block.end],
-                v_GND[None, :, block.start : block.end],
-                attn_mask=block.mask,
-                is_causal=block.mask is None,
-                scale=scaling,
-                enable_gqa=q_HND.shape[0] != k_GND.shape[0],
-            )[0]
-            for block in self.blocks
-        ]
-        return torch.cat(outputs, dim=1).transpose(0, 1)
+        return self._attention(q_HND, k_GND, v_GND, scaling)
 
 
 def _tree_mask(owners: NDArray[np.int64], positions: NDArray[np.int64]) -> Tensor:
