@@ -10,7 +10,7 @@ Dimensions in names: R rows, E hidden size, V vocabulary, K rank of an adapter.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -20,6 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinkerlite_server.engine.lora import Adapter
+
+FEW_ROWS = 3
+"""So few rows are multiplied faster as they are: what counts then is reading the matrix, not multiplying."""
 
 
 class Head(Protocol):
@@ -126,7 +129,7 @@ class Unembedding:
         if self._by_cpu:
             # torch has no product of bfloat16 matrices here that yields fp32, but one of fp32 matrices that
             # multiplies their first eight bits: nearly as fast, and these numbers have no more.
-            with multiplying_in_bfloat16():
+            with nullcontext() if len(x) <= FEW_ROWS else multiplying_in_bfloat16():
                 return torch.mm(x.float(), ready.T, out=out)
         if x.is_cuda and x.dtype != torch.float32:
             return torch.mm(x, ready.T, out_dtype=torch.float32)

@@ -5,7 +5,7 @@ import torch
 
 from tinkerlite_server.engine.lora import Adapter, LoraPair
 from tinkerlite_server.engine.protocols import AdapterConfig
-from tinkerlite_server.engine.unembedding import Unembedding, multiplying_in_bfloat16
+from tinkerlite_server.engine.unembedding import FEW_ROWS, Unembedding, multiplying_in_bfloat16
 
 HIDDEN, VOCAB, RANK = 64, 300, 4
 
@@ -17,7 +17,7 @@ def a_head(dtype: torch.dtype, *, bias: bool = False) -> torch.nn.Linear:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, 7, 200])
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, 7, 200])
 def test_logits_are_the_exact_product_of_the_rounded_factors(
     dtype: torch.dtype, rows: int, bias: bool
 ) -> None:
