@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 METAVARS = {int: "N", float: "X", str: "NAME"}
-"""How `--help` writes the value of a flag; also the types that a field may have, besides bool."""
+"""How `--help` writes the value of a flag; also the types that a field may have, besides bool and NAMES."""
+NAMES = tuple[str, ...]
+"""The type of a field whose flag may be repeated, a name each time."""
 
 
 def parse(
@@ -32,7 +34,7 @@ def parse(
     Args:
         program: as shown in the usage line, for example "python -m cookbook.opd".
         description: the recipe's docstring, shown as written.
-        configs: instances whose fields are str, int, float or bool; no name occurs twice.
+        configs: instances whose fields are str, int, float, bool or NAMES; no name occurs twice.
         argv: None reads the process's own arguments.
     """
     parser = argparse.ArgumentParser(
@@ -46,8 +48,13 @@ def parse(
         _add_flags(parser.add_argument_group(heading), config)
     given = vars(parser.parse_args(argv))
     return [
-        replace(config, **{field.name: given[field.name] for field in fields(config)}) for config in configs
+        replace(config, **{field.name: _value(given[field.name]) for field in fields(config)})
+        for config in configs
     ]
+
+
+def _value(given: Any) -> Any:
+    return tuple(given) if isinstance(given, list) else given  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
 
 def _add_flags(group: argparse._ArgumentGroup, config: DataclassInstance) -> None:  # pyright: ignore[reportPrivateUsage]
@@ -55,13 +62,15 @@ def _add_flags(group: argparse._ArgumentGroup, config: DataclassInstance) -> Non
     texts = field_docstrings(type(config))
     for field in fields(config):
         default = getattr(config, field.name)
-        shown = "" if default == "" else f" [{default}]"
+        shown = "" if default in ("", ()) else f" [{default}]"
         options: dict[str, Any] = {
             "default": default,
             "help": (texts.get(field.name, "") + shown).replace("%", "%%"),
         }
         if kinds[field.name] is bool:
             options["action"] = argparse.BooleanOptionalAction
+        elif kinds[field.name] == NAMES:
+            options |= {"action": "append", "default": list(default), "metavar": METAVARS[str]}
         else:
             options |= {"type": kinds[field.name], "metavar": METAVARS[kinds[field.name]]}
         group.add_argument(f"--{field.name.replace('_', '-')}", **options)

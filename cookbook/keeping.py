@@ -1,4 +1,4 @@
-"""Keeping a run: its rows in a file and on the screen, its weights in checkpoints.
+"""Keeping a run: its rows in a file, on the screen and in trackers, its weights in checkpoints.
 
 What a run leaves is enough to go on with it after it was killed (`run_folder`). Knows nothing
 about how it trains.
@@ -16,11 +16,13 @@ from typing import Any
 from rich.console import Console
 
 from cookbook.checkpoints import Checkpoints
+from cookbook.command_line import NAMES
 from cookbook.guards import RunStopped
 from cookbook.loop import Record
 from cookbook.metrics import MetricsFile, Row
 from cookbook.run_folder import CannotResume, Checkpoint, Position, RunFolder
 from cookbook.table import Column, StepTable
+from cookbook.tracking import TrackedRun, Tracker, check_trackers, open_trackers
 from tinkerlite import ServiceClient, TinkerError, TrainingClient
 
 
@@ -30,6 +32,8 @@ class Keeping:
 
     out: str = ""
     """Folder for metrics.jsonl and the rest; runs/RECIPE if not given."""
+    track: NAMES = ()
+    """Show the figures in tensorboard, wandb or trackio, too; may be repeated."""
     checkpoint_every: int = 10
     """Steps between checkpoints to resume from, which the server keeps; 0 saves none."""
     resume: bool = False
@@ -55,9 +59,11 @@ class KeptRun:
     def __init__(self, name: str, keeping: Keeping, *, settings: dict[str, Any], base_url: str) -> None:
         self._name = name
         self._settings = settings
+        self._track = keeping.track
         self.folder = RunFolder(Path(keeping.out or f"runs/{name}"))
         self._every = keeping.checkpoint_every if _outlives_process(base_url) else 0
         self._position: Position | None = None
+        check_trackers(keeping.track)
         if keeping.resume:
             if not _outlives_process(base_url):
                 raise SystemExit(
@@ -82,11 +88,18 @@ class KeptRun:
         position = self._position or self.folder.start(self._name, self._settings)
         rest = service.create_rest_client()
         checkpoints = Checkpoints(self.folder, student, rest, every=self._every, resumed=position.checkpoint)
+        tracked = TrackedRun(
+            name=f"{self._name}-{position.run_id}",
+            folder=self.folder.path,
+            settings=self._settings,
+            first_step=len(position.rows),
+        )
         if position.checkpoint:
             print(f"resumed at step {position.checkpoint.step}")
         with (
             MetricsFile(self.folder.metrics, keep=len(position.rows)) as metrics,
-            recorder(self._name, metrics, columns, earlier=position.rows) as record,
+            open_trackers(self._track, tracked) as trackers,
+            recorder(self._name, metrics, columns, trackers=trackers, earlier=position.rows) as record,
             _stopping_with_reason(checkpoints),
         ):
             yield Kept(record, position.rows, checkpoints)
@@ -105,9 +118,10 @@ def recorder(
     columns: Sequence[Column],
     console: Console | None = None,
     *,
+    trackers: Sequence[Tracker] = (),
     earlier: Sequence[Row] = (),
 ) -> Generator[Record, None, None]:
-    """Takes rows: each goes to the file, tagged with the run's name, and to a table on screen.
+    """Takes rows: each goes to the file, tagged with the run's name, to trackers, and to a table on screen.
 
     `earlier` are rows that the file has already; they are shown again.
     """
@@ -117,6 +131,8 @@ def recorder(
 
         def record(row: Row) -> None:
             metrics.write({"run": name, **row})
+            for tracker in trackers:
+                tracker.log(row)
             table.add(row)
 
         yield record

@@ -2,7 +2,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from cookbook.command_line import field_docstrings, parse
+from cookbook.command_line import NAMES, field_docstrings, parse
+from cookbook.keeping import Keeping
 from cookbook.loop import TrainConfig
 from cookbook.runs import Setup, TeacherSetup
 from cookbook.supervised import SupervisedConfig
@@ -22,11 +23,19 @@ class Oven:
     """Until done."""
     fan: bool = False
     """Move the air."""
+    racks: NAMES = ()
+    """Where the trays go."""
 
 
 def test_flags_replace_the_recipe_s_values_and_nothing_else():
     [oven] = parse("bake", "Bake.", [Oven(minutes=30)], ["--temperature", "200", "--fan"])
     assert oven == Oven(temperature=200.0, minutes=30, fan=True)
+
+
+def test_a_flag_of_names_may_be_repeated():
+    [oven] = parse("bake", "Bake.", [Oven()], ["--racks", "top", "--racks", "middle"])
+    assert oven.racks == ("top", "middle")
+    assert parse("bake", "Bake.", [Oven()], []) == [Oven()]
 
 
 def test_help_is_the_docstring_and_the_field_docstrings(capsys: pytest.CaptureFixture[str]):
@@ -45,6 +54,6 @@ def test_an_unknown_flag_is_an_error(capsys: pytest.CaptureFixture[str]):
     assert "unrecognized arguments: --hours 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("config", [Setup, TeacherSetup, TrainConfig, SupervisedConfig])
+@pytest.mark.parametrize("config", [Setup, TeacherSetup, Keeping, TrainConfig, SupervisedConfig])
 def test_every_field_of_a_recipe_is_explained(config: type):
     assert set(field_docstrings(config)) == set(config.__dataclass_fields__)
