@@ -24,15 +24,20 @@ def rollout_figures(groups: Sequence[Group]) -> Row:
     """Reward, accuracy, length, truncation, variety and an entropy estimate of a batch of rollouts.
 
     `entropy` is -mean(log p) of the sampled tokens: unbiased at temperature 1, in nats.
-    `uniform_groups` is the share of groups whose rewards are all equal, which RL cannot learn from.
+    `reward_interval` is its 95% interval over other prompts (with a single prompt: over other completions
+    of it). `uniform_groups` is the share of groups whose rewards are all equal, which RL cannot learn from.
     `end_of_text_rate` is the share of completions that hold the token that ends a reply. Where it and
     `truncated_fraction` do not add up to 1, the backend ends completions without it.
     """
     trajectories = [t for group in groups for t in group.trajectories]
     rewards = [[t.grade.reward for t in group.trajectories] for group in groups]
+    mean_reward = float(np.mean([t.grade.reward for t in trajectories]))
+    clusters = rewards if len(groups) > 1 else [[reward] for reward in rewards[0]]
+    half = Z_95 * clustered_standard_error([np.asarray(rewards, np.float32) for rewards in clusters])
     logprobs = np.concatenate([t.logprobs for t in trajectories])
     return {
-        "reward": float(np.mean([t.grade.reward for t in trajectories])),
+        "reward": mean_reward,
+        "reward_interval": [mean_reward - half, mean_reward + half],
         "rollout_accuracy": float(np.mean([t.grade.correct for t in trajectories])),
         "uniform_groups": float(np.mean([min(r) == max(r) for r in rewards])),
         "truncated_fraction": float(np.mean([t.truncated for t in trajectories])),

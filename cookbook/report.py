@@ -1,15 +1,17 @@
-"""The report of a demo run: one HTML file, made from the files that the run wrote.
+"""Reports: one HTML file, made from the files that runs wrote.
 
     python -m cookbook.report runs/demo
+    python -m cookbook.report runs/opd runs/rl ... [--out comparison.html]
 
-reads `summary.json`, `metrics.jsonl` and `rollouts.json` and writes `report.html`, which needs no
-network and no script. Every text that came from a model or a task is escaped.
+A demo's folder has a report of its own: `summary.json`, `metrics.jsonl` and `rollouts.json` become
+`report.html`. Other runs, one or several, are compared (`comparison`). The files need no network and
+no script, and every text that came from a model or a task is escaped.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from html import escape
 from math import exp
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cookbook.charts import Level, Series, line_chart
+from cookbook.comparison import write_comparison
 from cookbook.metrics import read_metrics
 from cookbook.summary import MODELS, verdict
 
@@ -187,5 +190,22 @@ def _settings(summary: Mapping[str, Any]) -> str:
     )
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cookbook.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
+    parser.add_argument("--out", type=Path, help="file to write [comparison.html beside the first run]")
+    given = parser.parse_args(argv)
+    first: Path = given.runs[0]
+    if len(given.runs) == 1 and (first / "summary.json").exists():
+        print(write_report(first))
+    else:
+        print(write_comparison(given.runs, given.out or first.parent / "comparison.html"))
+
+
 if __name__ == "__main__":
-    print(write_report(Path(sys.argv[1])))
+    main()

@@ -23,6 +23,8 @@ def test_rollout_figures():
     ]
     figures = rollout_figures(groups)
     assert figures["reward"] == 0.25
+    # Per prompt the sums are 0.5 off; se = sqrt(2/1 * (0.25 + 0.25)) / 4 = 0.25.
+    assert figures["reward_interval"] == pytest.approx([0.25 - 0.49, 0.25 + 0.49], abs=1e-3)
     assert figures["rollout_accuracy"] == 0.25
     assert figures["uniform_groups"] == 0.5
     assert figures["truncated_fraction"] == 0.25
