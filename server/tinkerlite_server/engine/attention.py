@@ -83,10 +83,10 @@ class BlockAttention:
         ]
         return torch.cat(outputs, dim=1).transpose(0, 1)
 
-    def batches(self, heads: int, kv_heads: int) -> list[_Batch]:
+    def batches(self, heads: int) -> list[_Batch]:
         """The blocks as the backward pass takes them; made once."""
         if self._batches is None:
-            self._batches = list(_batches(self._blocks, heads, kv_heads))
+            self._batches = list(_batches(self._blocks, heads))
         return self._batches
 
 
@@ -98,45 +98,37 @@ class _Batch:
     """Rows of the stream; behind a shorter block's end, its first row again."""
     padding_BT: Tensor | None
     """True behind a block's end; None if all are equally long."""
-    tiles: Sequence[tuple[slice, Tensor]]
-    """Queries, and what is added to the scores of a key head's queries: (R Q, keys up to the last)."""
+    hidden_TT: Tensor | None
+    """True where a row may not look; None hides later rows alone."""
 
 
-def _batches(blocks: Sequence[Block], heads: int, kv_heads: int) -> Iterator[_Batch]:
+def _batches(blocks: Sequence[Block], heads: int) -> Iterator[_Batch]:
     alike: list[Block] = []
     for block in sorted(blocks, key=lambda block: -block.rows):
         if block.mask is not None:
-            yield _batch([block], heads // kv_heads)
+            yield _batch([block])
             continue
         if alike:
             longest = alike[0].rows
             pairs = (len(alike) + 1) * heads * min(longest, _TILE) * longest
             if pairs > _MOST_PAIRS or block.rows < _LEAST_FILLED * longest:
-                yield _batch(alike, heads // kv_heads)
+                yield _batch(alike)
                 alike = []
         alike.append(block)
     if alike:
-        yield _batch(alike, heads // kv_heads)
+        yield _batch(alike)
 
 
-def _batch(blocks: Sequence[Block], repeats: int) -> _Batch:
+def _batch(blocks: Sequence[Block]) -> _Batch:
     """Of blocks with the longest first; one that has a mask is alone."""
-    longest = blocks[0].rows
-    place_T = torch.arange(longest)
+    place_T = torch.arange(blocks[0].rows)
     starts_B1 = torch.tensor([block.start for block in blocks])[:, None]
     padding_BT = place_T >= torch.tensor([block.rows for block in blocks])[:, None]
-    mask_TT = blocks[0].mask
-    if mask_TT is None:
-        mask_TT = place_T <= place_T[:, None]
-    tiles: list[tuple[slice, Tensor]] = []
-    for start in range(0, longest, _TILE):
-        end = min(start + _TILE, longest)
-        bias = torch.zeros(end - start, end).masked_fill_(~mask_TT[start:end, :end], -torch.inf)
-        tiles.append((slice(start, end), bias.repeat(repeats, 1)))
+    mask = blocks[0].mask
     return _Batch(
         rows_BT=torch.where(padding_BT, starts_B1, starts_B1 + place_T),
         padding_BT=padding_BT if bool(padding_BT.any()) else None,
-        tiles=tiles,
+        hidden_TT=None if mask is None else ~mask,
     )
 
 
@@ -158,7 +150,7 @@ class _Differentiable(torch.autograd.Function):
         grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs)
         half = q_NHD.dtype == torch.bfloat16
         with multiplying_in_bfloat16() if half else nullcontext():
-            for batch in ctx.attention.batches(q_NHD.shape[1], k_NGD.shape[1]):
+            for batch in ctx.attention.batches(q_NHD.shape[1]):
                 parts = _batch_gradients(batch, inputs, grads[0], ctx.scaling)
                 for grad, part_BTHD in zip((grad_q, grad_k, grad_v), parts, strict=True):
                     if batch.padding_BT is None:
@@ -192,10 +184,12 @@ def _batch_gradients(
         # A query that does not exist adds nothing; no query that does looks behind its block's end.
         grad.unflatten(0, (blocks, kv_heads)).masked_fill_(batch.padding_BT[:, None, None, :, None], 0)
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    for queries, bias in batch.tiles:
+    for start in range(0, longest, _TILE):
+        queries = slice(start, min(start + _TILE, longest))
         seen = slice(0, queries.stop)
         q_tile, grad_tile = q[:, :, queries].flatten(1, 2), grad[:, :, queries].flatten(1, 2)
-        scores = torch.baddbmm(bias.expand(len(q), -1, -1), q_tile, k[:, seen].transpose(1, 2), alpha=scaling)
+        scores = torch.bmm(q_tile, k[:, seen].transpose(1, 2)).mul_(scaling)
+        _hide(scores.unflatten(1, (q.shape[1], -1)), queries, batch.hidden_TT)
         attended = torch.softmax(scores, dim=-1, out=scores)
         grad_v[:, seen].baddbmm_(attended.transpose(1, 2), grad_tile)
         grad_attended = torch.bmm(grad_tile, v[:, seen].transpose(1, 2))
@@ -205,3 +199,13 @@ def _batch_gradients(
     grad_q.mul_(scaling)
     grad_k.mul_(scaling)
     return laid_out(grad_q), laid_out(grad_k[:, None]), laid_out(grad_v[:, None])
+
+
+def _hide(scores: Tensor, queries: slice, hidden_TT: Tensor | None) -> None:
+    """Minus infinity, in place, where queries (second to last) may not look at keys (last)."""
+    if hidden_TT is None:
+        rows = queries.stop - queries.start
+        later_QQ = torch.ones(rows, rows, dtype=torch.bool).triu_(1)
+        scores[..., queries].masked_fill_(later_QQ, -torch.inf)
+    else:
+        scores.masked_fill_(hidden_TT[queries, : queries.stop], -torch.inf)

@@ -91,6 +91,6 @@ def test_a_stream_is_differentiated_layer_after_layer_with_one_set_of_batches() 
     attention = BlockAttention(blocks)
     *inputs, grad = inputs_of(blocks, 2, 2, torch.float32)
     first = gradients(attention, tuple(inputs), grad)
-    made = attention.batches(2, 2)
+    made = attention.batches(2)
     torch.testing.assert_close(gradients(attention, tuple(inputs), grad), first, rtol=0, atol=0)
-    assert attention.batches(2, 2) is made
+    assert attention.batches(2) is made
