@@ -1,5 +1,7 @@
 """A server of one's own: started as a child process on a free loopback port, stopped with the block.
 
+Where this process is killed and no block ends, the server stops as well: it would keep gigabytes.
+
 Knows the command line of the server and its health route, nothing else of it.
 """
 
@@ -32,7 +34,7 @@ def running_server(models: Sequence[str], data_dir: Path, log: Path) -> Generato
         ServerDidNotStart: see the class.
     """
     port = free_port()
-    command = [sys.executable, "-m", "tinkerlite.cli", "serve", "--port", str(port)]
+    command = [sys.executable, "-m", "tinkerlite.cli", "serve", "--port", str(port), "--stop-with-parent"]
     command += ["--data-dir", str(data_dir)] + [word for model in models for word in ("--model", model)]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as output:

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
@@ -97,6 +98,39 @@ def test_a_server_of_one_s_own_answers_inside_the_block_and_is_gone_after_it(
         raise KeyboardInterrupt
     with pytest.raises(urllib.error.URLError, match="refused"):
         urllib.request.urlopen(f"{url}/api/v1/healthz", timeout=10)
+
+
+HOLDS_A_SERVER = """
+import sys, time
+from pathlib import Path
+from cookbook.server_process import running_server
+with running_server([sys.argv[1]], Path(sys.argv[2]), Path(sys.argv[3])) as url:
+    print(url, flush=True)
+    time.sleep(300)
+"""
+
+
+def is_healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/api/v1/healthz", timeout=10) as answer:
+            return answer.status == 200
+    except urllib.error.URLError:
+        return False
+
+
+def test_a_server_of_one_s_own_outlives_no_process_that_is_killed(tiny_folder: Path, tmp_path: Path):
+    arguments = [str(tiny_folder), str(tmp_path / "data"), str(tmp_path / "log")]
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS_A_SERVER, *arguments], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        url = holder.stdout.readline().strip()
+        assert is_healthy(url)
+        holder.kill()
+    deadline = time.monotonic() + 60
+    while is_healthy(url):
+        assert time.monotonic() < deadline, "the server still answers"
+        time.sleep(0.2)
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path):
