@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from cookbook.experiments.homophones import HOMOPHONES
+from cookbook.experiments.nomenclator import NOMENCLATOR
 from cookbook.ledger import Ledger, ModelShape, ledger
 from cookbook.loop import Measure, TrainConfig, accuracy_measure, sampled_accuracy_measure
 from cookbook.mathematics import MathTask, reasoning_examples
@@ -39,7 +39,7 @@ def base_models(models: Sequence[BaseModel], folder: Path, seed: int = 0) -> lis
     return names
 
 
-TASKS_AT_ALL_SIZES: Mapping[str, Task] = {**TASKS, "homophones": HOMOPHONES, "deepmath": MathTask()}
+TASKS_AT_ALL_SIZES: Mapping[str, Task] = {**TASKS, "nomenclator": NOMENCLATOR, "deepmath": MathTask()}
 
 
 def task_named(name: str) -> Task:

@@ -1,9 +1,9 @@
 """E1. From one supervised checkpoint on: more of the same, RL, or OPD from a larger teacher.
 
-The student has imitated an author's working for a while. Three students then go on from exactly these
-weights. What each pays to reach a target score is read from the ledger: continued SFT for its updates, and in
-the other accounting for the teacher's writing as well; RL for its rollouts; OPD for its own and the teacher's
-reading.
+The student has imitated an author's working for a while. Continued SFT, RL and OPD go on from exactly these
+weights; OPD twice, on the tokens that it samples, as in the post, and on all of its likeliest ones. What each
+pays to reach a target score is read from the ledger: continued SFT for its updates, and in the other
+accounting for the teacher's writing as well; RL for its rollouts; OPD for its own and the teacher's reading.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from cookbook.advantages import AdvantageFn, group_relative, reverse_kl
+from cookbook.advantages import group_relative, reverse_kl
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, curves, panels
 from cookbook.experiments.statistics import estimate, percent, times
@@ -34,10 +34,12 @@ from cookbook.experiments.students import (
 from cookbook.ledger import ModelShape, flops_text
 from cookbook.loop import TrainConfig, train
 from cookbook.metrics import Row
+from cookbook.objectives import Objective
 from cookbook.scratch_model import ScratchConfig
 from cookbook.supervised import SupervisedConfig, train_on_examples
 from cookbook.table import SUPERVISED_COLUMNS
 from cookbook.teachers import Teacher
+from cookbook.top_k import top_k_reverse_kl
 from tinkerlite import TrainingClient
 
 if TYPE_CHECKING:
@@ -45,7 +47,9 @@ if TYPE_CHECKING:
 
 BAR = 9.0
 """OPD reaches the target with at most 1/9 of the operations of continued SFT."""
-CONTINUATIONS = ("sft", "rl", "opd")
+DISTILLED = {"opd": "OPD", "opd top-k": "OPD, top-k"}
+"""Runs and what they are called."""
+CONTINUATIONS = {"sft": "SFT", "rl": "RL", **DISTILLED}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +77,9 @@ class ReasoningSetting:
     rl: TrainConfig
     """RL from the checkpoint."""
     opd: TrainConfig
-    """OPD from the checkpoint."""
+    """OPD from the checkpoint, on sampled tokens."""
+    opd_top_k: TrainConfig
+    """The same on all of the student's likeliest tokens, of which it records this many alternatives."""
     kl_clip: float | None
     """Largest per-token KL that counts, in nats."""
     target: float
@@ -81,7 +87,7 @@ class ReasoningSetting:
 
 
 def run(bench: Bench, setting: ReasoningSetting) -> None:
-    """The teacher, the checkpoint, then three continuations."""
+    """The teacher, the checkpoint, then its continuations."""
     student_model, teacher_model = bench.models
     task = task_named(setting.task)
     student = fresh_student(bench.service, student_model, setting.rank, bench.seed)
@@ -109,9 +115,10 @@ def run(bench: Bench, setting: ReasoningSetting) -> None:
     checkpoint = student.save_state("checkpoint").result().path
 
     imitate("sft", setting.sft, bench.service.create_training_client_from_state(checkpoint), 2)
-    methods: dict[str, tuple[TrainConfig, AdvantageFn]] = {
+    methods: dict[str, tuple[TrainConfig, Objective]] = {
         "rl": (setting.rl, group_relative),
         "opd": (setting.opd, reverse_kl(teacher, clip=setting.kl_clip)),
+        "opd top-k": (setting.opd_top_k, top_k_reverse_kl(teacher)),
     }
     for name, (config, advantages) in methods.items():
         with bench.record(name) as record:
@@ -149,15 +156,15 @@ class Seed:
     target: float
     ways: dict[str, Continuation]
 
-    def ratio(self, way: str, *, paid: bool = False) -> float | None:
+    def ratio(self, way: str, distilled: str, *, paid: bool = False) -> float | None:
         """Operations of another way for one of OPD's; a lower bound where that way never got there.
 
         None if OPD itself did not.
         """
-        if not self.ways["opd"].reached:
+        if not self.ways[distilled].reached:
             return None
         other = self.ways[way]
-        return (other.paid if paid else other.free) / self.ways["opd"].free
+        return (other.paid if paid else other.free) / self.ways[distilled].free
 
 
 def figures_of(result: Result) -> Seed:
@@ -186,63 +193,98 @@ def _continuation(result: Result, name: str, target: float) -> Continuation:
 
 
 def tables(results: Sequence[Result]) -> str:
-    """One row a seed, then the post's."""
-    columns = (
-        "seed",
-        "checkpoint",
-        "teacher",
-        "target",
-        *(f"{name.upper()}: end" for name in CONTINUATIONS),
-        *(f"{name.upper()}: FLOPs to target" for name in CONTINUATIONS),
-        "SFT / OPD, data free",
-        "data paid",
-        "RL / OPD",
-    )
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for result in results:
-        seed = figures_of(result)
-        cells = (
-            str(result.seed),
-            *map(percent, (seed.checkpoint, seed.teacher, seed.target)),
-            *(percent(seed.ways[name].final) for name in CONTINUATIONS),
-            *(_cost_text(seed.ways[name]) for name in CONTINUATIONS),
-            _ratio_text(seed, "sft"),
-            _ratio_text(seed, "sft", paid=True),
-            _ratio_text(seed, "rl"),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    lines.append("| post | 60% | | 70% | ~70% | 68% | 70% | 1.5e+21 | | 1.66e+20 | 9.0x | 29.5x | |")
-    return "\n".join(lines) + "\n\n\\> and at least: the target was not reached with the operations spent."
+    """Where each way ended and what the target cost, then what OPD saved; the post's figures last."""
+    seeds = [(str(result.seed), figures_of(result)) for result in results]
+    ways = list(CONTINUATIONS.values())
+    parts = [
+        _table(
+            ["seed", "checkpoint", "teacher", "target", *(f"{name}: end" for name in ways)],
+            [
+                (
+                    number,
+                    *map(percent, (seed.checkpoint, seed.teacher, seed.target)),
+                    *(percent(seed.ways[run].final) for run in CONTINUATIONS),
+                )
+                for number, seed in seeds
+            ]
+            + [("post", "60%", "", "70%", "~70%", "68%", "70%", "")],
+        ),
+        _table(
+            ["FLOPs to the target", *ways, "SFT, its data paid"],
+            [
+                (
+                    f"seed {number}",
+                    *(_cost_text(seed.ways[run]) for run in CONTINUATIONS),
+                    _cost_text(seed.ways["sft"], paid=True),
+                )
+                for number, seed in seeds
+            ]
+            + [("post", "1.5e+21", "", "1.66e+20", "", "4.9e+21")],
+        ),
+        _table(
+            ["cost of one of", *(f"{of}, for {name}" for name in DISTILLED.values() for of in _PRICES)],
+            [
+                (
+                    f"seed {number}",
+                    *(
+                        _ratio_text(seed, way, distilled, paid=is_paid)
+                        for distilled in DISTILLED
+                        for way, is_paid in _PRICES.values()
+                    ),
+                )
+                for number, seed in seeds
+            ]
+            + [("post", "9.0x", "29.5x", "", "", "", "")],
+        ),
+    ]
+    return "\n\n".join(parts) + "\n\n\\> and at least: the target was not reached with the operations spent."
 
 
-def _cost_text(way: Continuation) -> str:
-    return flops_text(way.free) if way.reached else f"> {flops_text(way.free)}"
+_PRICES = {"SFT": ("sft", False), "SFT, data paid": ("sft", True), "RL": ("rl", False)}
+"""What OPD's cost is compared with."""
 
 
-def _ratio_text(seed: Seed, way: str, *, paid: bool = False) -> str:
-    ratio = seed.ratio(way, paid=paid)
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cost_text(way: Continuation, *, paid: bool = False) -> str:
+    cost = flops_text(way.paid if paid else way.free)
+    return cost if way.reached else f"> {cost}"
+
+
+def _ratio_text(seed: Seed, way: str, distilled: str, *, paid: bool) -> str:
+    ratio = seed.ratio(way, distilled, paid=paid)
     if ratio is None:
         return "OPD not there"
     return times(ratio) if seed.ways[way].reached else f"at least {times(ratio)}"
 
 
 def bars(results: Sequence[Result]) -> list[Bar]:
-    """Against continued SFT in both accountings, and against RL."""
+    """Against continued SFT in both accountings, and against RL; for both kinds of OPD."""
     seeds = [figures_of(result) for result in results]
     return [
-        _bar(
-            f"OPD reaches the target with at most 1/{BAR:.0f} of the FLOPs of continued SFT",
-            seeds,
-            "sft",
-            BAR,
-        ),
-        _bar("... and if the teacher has to write the SFT data", seeds, "sft", BAR, paid=True),
-        _bar("... and with fewer FLOPs than RL", seeds, "rl", 1.0),
+        bar
+        for distilled, name in DISTILLED.items()
+        for bar in (
+            _bar(
+                f"{name}: reaches the target with at most 1/{BAR:.0f} of the FLOPs of continued SFT",
+                seeds,
+                ("sft", distilled),
+                BAR,
+            ),
+            _bar(
+                "... and if the teacher has to write the SFT data", seeds, ("sft", distilled), BAR, paid=True
+            ),
+            _bar("... and with fewer FLOPs than RL", seeds, ("rl", distilled), 1.0),
+        )
     ]
 
 
-def _bar(claim: str, seeds: Sequence[Seed], way: str, least: float, *, paid: bool = False) -> Bar:
-    ratios = [ratio for seed in seeds if (ratio := seed.ratio(way, paid=paid)) is not None]
+def _bar(claim: str, seeds: Sequence[Seed], of: tuple[str, str], least: float, *, paid: bool = False) -> Bar:
+    way, distilled = of
+    ratios = [ratio for seed in seeds if (ratio := seed.ratio(way, distilled, paid=paid)) is not None]
     if len(ratios) < len(seeds):
         late = len(seeds) - len(ratios)
         return Bar(
@@ -260,9 +302,13 @@ def _bar(claim: str, seeds: Sequence[Seed], way: str, least: float, *, paid: boo
 def figure(results: Sequence[Result]) -> Figure:
     """Accuracy by operations in both accountings, and by update."""
     drawing, axes = panels(3)
-    for name in CONTINUATIONS:
+    for name, label in CONTINUATIONS.items():
         rows = [costs(result, name) for result in results]
-        style = {"label": name.upper(), "colour": COLOURS[name]}
+        style = {
+            "label": label,
+            "colour": COLOURS[name.removesuffix(" top-k")],
+            "linestyle": "--" if name == "opd" else "-",
+        }
         curves(axes[0], [[(free, row["accuracy"]) for row, free, _ in seed[1:]] for seed in rows], **style)
         curves(axes[1], [[(paid, row["accuracy"]) for row, _, paid in seed[1:]] for seed in rows], **style)
         curves(axes[2], [[(row["step"], row["accuracy"]) for row, _, _ in seed] for seed in rows], **style)
@@ -290,16 +336,26 @@ SMOKE = TrainConfig(
     decay_to=1.0,
     stop_when_collapsed=False,
 )
-SMALL_SFT = SupervisedConfig(batch_size=64, learning_rate=3e-3, evaluate_every=50, stop_when_collapsed=False)
+SMALL_SFT = SupervisedConfig(batch_size=64, learning_rate=2e-3, evaluate_every=100, stop_when_collapsed=False)
 SMALL = TrainConfig(
-    steps=100,
+    steps=40,
     prompts_per_step=64,
-    group_size=4,
+    group_size=1,
     max_tokens=24,
-    evaluate_every=5,
-    learning_rate=3e-4,
-    kl_every=5,
+    evaluate_every=2,
+    learning_rate=1e-3,
+    kl_every=2,
     stop_when_collapsed=False,
+)
+
+FULL_OPD = TrainConfig(
+    steps=150,
+    prompts_per_step=512,
+    group_size=4,
+    max_tokens=4096,
+    learning_rate=1e-4,
+    decay_to=1.0,
+    evaluate_every=20,
 )
 
 EXPERIMENT = Experiment(
@@ -316,7 +372,7 @@ EXPERIMENT = Experiment(
             student=ScratchConfig(hidden=32, layers=1, heads=2, mlp=64),
             teacher=ScratchConfig(hidden=48, layers=1, heads=2, mlp=64),
             rank=0,
-            task="homophones",
+            task="nomenclator",
             longest=0,
             examination=Examination(problems=3, max_tokens=6),
             teacher_training=SMOKE_SFT,
@@ -324,23 +380,25 @@ EXPERIMENT = Experiment(
             sft=SMOKE_SFT,
             rl=SMOKE,
             opd=SMOKE,
+            opd_top_k=replace(SMOKE, alternatives=4),
             kl_clip=5.0,
-            target=0.8,
+            target=0.6,
         ),
         "small": ReasoningSetting(
             student=ScratchConfig(hidden=96, layers=2, heads=4, mlp=256),
             teacher=ScratchConfig(hidden=192, layers=3, heads=6, mlp=512),
             rank=0,
-            task="homophones",
+            task="nomenclator",
             longest=0,
             examination=Examination(problems=300, max_tokens=24),
-            teacher_training=replace(SMALL_SFT, steps=800, evaluate_every=200, learning_rate=2e-3),
-            checkpoint=replace(SMALL_SFT, steps=200, evaluate_every=100),
-            sft=replace(SMALL_SFT, steps=1200, learning_rate=1e-3),
-            rl=SMALL,
+            teacher_training=replace(SMALL_SFT, steps=700),
+            checkpoint=replace(SMALL_SFT, steps=200, learning_rate=3e-3),
+            sft=replace(SMALL_SFT, steps=800, batch_size=16, evaluate_every=25),
+            rl=replace(SMALL, group_size=4, steps=20),
             opd=SMALL,
+            opd_top_k=replace(SMALL, prompts_per_step=16, alternatives=20),
             kl_clip=5.0,
-            target=0.8,
+            target=0.6,
         ),
         "full": ReasoningSetting(
             student="Qwen/Qwen3-8B-Base",
@@ -370,15 +428,8 @@ EXPERIMENT = Experiment(
                 evaluate_every=20,
                 kl_every=20,
             ),
-            opd=TrainConfig(
-                steps=150,
-                prompts_per_step=512,
-                group_size=4,
-                max_tokens=4096,
-                learning_rate=1e-4,
-                decay_to=1.0,
-                evaluate_every=20,
-            ),
+            opd=FULL_OPD,
+            opd_top_k=replace(FULL_OPD, alternatives=20),
             kl_clip=None,
             target=0.9,
         ),
