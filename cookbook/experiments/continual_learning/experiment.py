@@ -7,7 +7,7 @@ the student's own answers, to chat and to questions about the products of earlie
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,8 @@ from cookbook.experiments.students import (
 from cookbook.loop import TrainConfig, train
 from cookbook.measures import together
 from cookbook.metrics import Row
-from cookbook.rollouts import Grade, Problem, Task
+from cookbook.mixing import MixedTask
+from cookbook.rollouts import Task
 from cookbook.scratch_model import ScratchConfig
 from cookbook.supervised import SupervisedConfig, train_on_examples
 from cookbook.teachers import Teacher
@@ -133,37 +134,13 @@ def run(bench: Bench, setting: ContinualLearningSetting) -> None:
         earlier = saved_sampler(bench.service, student, f"round-{number}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rehearsal:
-    """Chat and questions in turn. Implements `rollouts.Task`."""
-
-    chat: Task
-    questions: Task
-    name: str = "rehearsal"
-
-    def training_problems(self, seed: int) -> Iterator[Problem]:
-        """One of each in turn, without end."""
-        for pair in zip(
-            self.chat.training_problems(seed), self.questions.training_problems(seed), strict=False
-        ):
-            yield from pair
-
-    def held_out(self, count: int) -> list[Problem]:
-        """Of chat alone: questions are tested by round."""
-        return self.chat.held_out(count)
-
-    def grade(self, problem: Problem, reply: str) -> Grade:
-        """By its own task: a question has an answer, and chat has none."""
-        return (self.questions if problem.answer else self.chat).grade(problem, reply)
-
-
 def _rehearsal(chat: Task, company: Company, earlier: Sequence[Company]) -> Task:
     """Chat, and from the second round on questions about what earlier rounds taught."""
     if not earlier:
         return chat
     facts = tuple(fact for part in earlier for fact in part.facts)
     questions = CompanyTask(company=Company(name=company.name, facts=facts))
-    return Rehearsal(chat=chat, questions=questions)
+    return MixedTask(tasks={"chat": chat, "questions": questions})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,9 @@ import pytest
 from rich.console import Console
 
 from cookbook.chat_prompts import ChatPrompts
-from cookbook.company import CompanyTask, found_company
+from cookbook.company import found_company
 from cookbook.experiments.command import run_seed
 from cookbook.experiments.continual_learning.experiment import EXPERIMENT as E8
-from cookbook.experiments.continual_learning.experiment import Rehearsal
 from cookbook.experiments.conversation import (
     FOLLOWED,
     ChatSetting,
@@ -85,16 +84,6 @@ def test_every_held_out_question_is_asked():
     problems = questions_about(COMPANY)
     assert len(problems) == 2 * len(COMPANY.facts)
     assert len({problem.messages[0]["content"] for problem in problems}) == len(problems)
-
-
-def test_rehearsal_asks_for_chat_and_for_facts_in_turn_and_grades_each_by_its_own_task():
-    chat, questions = ChatSetting(plain_share=0.0).prompts(), CompanyTask(company=COMPANY)
-    task = Rehearsal(chat=chat, questions=questions)
-    stream = list(islice(task.training_problems(0), 8))
-    assert [bool(problem.answer) for problem in stream] == [False, True] * 4
-    assert stream[::2] == list(islice(chat.training_problems(0), 4))
-    assert task.grade(stream[1], f"It is {stream[1].answer}.").correct
-    assert not task.grade(stream[0], "").correct
 
 
 def test_the_small_test_has_every_kind_equally_often():
