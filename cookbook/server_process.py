@@ -7,6 +7,7 @@ Knows the command line of the server and its health route, nothing else of it.
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -34,8 +35,10 @@ def running_server(models: Sequence[str], data_dir: Path, log: Path) -> Generato
         ServerDidNotStart: see the class.
     """
     port = free_port()
-    command = [sys.executable, "-m", "tinkerlite.cli", "serve", "--port", str(port), "--stop-with-parent"]
-    command += ["--data-dir", str(data_dir)] + [word for model in models for word in ("--model", model)]
+    command = [sys.executable, "-m", "tinkerlite.cli", "serve", "--port", str(port)]
+    command += ["--stop-with-parent", str(os.getpid()), "--data-dir", str(data_dir)] + [
+        word for model in models for word in ("--model", model)
+    ]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as output:
         # In a session of its own, so that Ctrl-C reaches the client alone, and the block ends in order.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
 import threading
 import weakref
@@ -31,6 +32,17 @@ _connections: weakref.WeakValueDictionary[tuple[Endpoint, ClientConfig], Connect
     weakref.WeakValueDictionary()
 )
 _lock = threading.Lock()
+
+
+def _forget() -> None:
+    """In a forked child: the connections are the parent's, and the lock may have been held."""
+    global _lock
+    _connections.clear()
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def first_number() -> int:

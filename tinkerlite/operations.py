@@ -6,11 +6,13 @@ Knows requests, chunks and passes. What an operation is for, its caller says.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from tinkerlite import batches, custom_loss
 from tinkerlite.connection import Connection
+from tinkerlite.errors import InvalidRequest
 from tinkerlite.future import APIFuture
 from tinkerlite.losses import check_data, check_is_data
 from tinkerlite.ordering import Turn, Turns
@@ -33,8 +35,18 @@ class Operations:
         self._clock = ProgressClock()
 
     def start(self, path: str, body: dict[str, Any], result_type: ResultType[T]) -> APIFuture[T]:
-        """One request, whose body lacks only the run and the number."""
+        """One request, whose body lacks only the run and the number.
+
+        Raises:
+            InvalidRequest: at once; JSON has no way to say what the body holds. Nothing was sent.
+        """
         connection = self._connection
+        try:
+            body = json.loads(json.dumps(body, allow_nan=False, ensure_ascii=False).encode())
+        except (TypeError, ValueError) as error:
+            raise InvalidRequest(
+                f"{result_type.name}: {error}; send plain numbers, texts and lists"
+            ) from error
 
         async def operation(turn: Turn) -> T:
             async with turn:

@@ -29,7 +29,13 @@ def is_lost(error: BaseException) -> bool:
 
 
 def _is_refusal(error: BaseException) -> TypeGuard[APIStatusError]:
-    return isinstance(error, APIStatusError) and not is_lost(error)
+    """Whether the server turned the request down, and knows that its number is used up."""
+    return isinstance(error, APIStatusError) and not is_lost(error) and not _is_unread(error)
+
+
+def _is_unread(error: BaseException) -> bool:
+    """Whether the server turned the body down for its size: it never saw the number in it."""
+    return isinstance(error, APIStatusError) and error.status_code == 413
 
 
 class Turns:
@@ -64,8 +70,8 @@ class Turn:
     async def send(self, submit: Callable[[int], Awaitable[T]]) -> T:
         """Send one request under the next number; `submit` is called with it.
 
-        A refusal uses the number up. Without any answer the server may be waiting for it: then no
-        other number may follow, and the run ends here.
+        A refusal uses the number up, unless the body was too large to be read. Without any answer the
+        server may be waiting for it: then no other number may follow, and the run ends here.
         """
         line = self._line
         line.sent += 1
@@ -74,6 +80,8 @@ class Turn:
         except (APIConnectionError, APIStatusError, asyncio.CancelledError) as error:
             if is_lost(error):
                 line.lost = error
+            elif _is_unread(error):
+                line.sent -= 1
             raise
 
     async def send_together(

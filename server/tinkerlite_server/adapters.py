@@ -25,28 +25,37 @@ class Adapters:
         is_used: whether queued or running samples need an adapter; such a one is never dropped.
         snapshots_per_run: unnamed snapshots a run keeps.
         loaded: saved adapters kept, over all runs.
+        let_go: told of each snapshot that had to go for others, whatever becomes of those.
     """
 
     def __init__(
-        self, engine: Engine, is_used: Callable[[str], bool], *, snapshots_per_run: int, loaded: int
+        self,
+        engine: Engine,
+        is_used: Callable[[str], bool],
+        let_go: Callable[[str], None],
+        *,
+        snapshots_per_run: int,
+        loaded: int,
     ) -> None:
         self._engine = engine
         self._is_used = is_used
+        self._let_go = let_go
         self._snapshots_per_run = snapshots_per_run
         self._most_loaded = loaded
         self._snapshots: dict[str, OrderedDict[str, None]] = {}  # of each run, least recently used first
         self._loaded: OrderedDict[str, None] = OrderedDict()
 
-    def snapshot(self, model_id: str, adapter_id: str) -> list[str]:
-        """Copy a run's weights for the sampler; return the snapshots that had to go.
+    def snapshot(self, model_id: str, adapter_id: str) -> None:
+        """Copy a run's weights for the sampler.
 
         Raises:
             NoRoom: there is no room for them, nor anything that could make some.
         """
         kept = self._snapshots.setdefault(model_id, OrderedDict())
-        dropped = self._with_room(lambda: self._engine.snapshot(model_id, adapter_id), kept)
+        self._with_room(lambda: self._engine.snapshot(model_id, adapter_id), kept)
         kept[adapter_id] = None
-        return dropped + self._drop_oldest(kept, self._snapshots_per_run)
+        for dropped in self._drop_oldest(kept, self._snapshots_per_run):
+            self._let_go(dropped)
 
     def prepare(self, adapter_id: str, base_model: str, folder: Path | None) -> None:
         """Have an adapter ready to sample from.
@@ -75,26 +84,25 @@ class Adapters:
         self._snapshots = {model_id: kept for model_id, kept in self._snapshots.items() if kept}
         self._engine.drop_adapter(adapter_id)
 
-    def _with_room(self, bring: Callable[[], None], own: OrderedDict[str, None]) -> list[str]:
-        """Bring weights into memory; return those of `own`, snapshots of their run, that had to go for it.
+    def _with_room(self, bring: Callable[[], None], own: OrderedDict[str, None]) -> None:
+        """Bring weights into memory, for which those of `own`, snapshots of their run, may have to go.
 
         Saved weights go before them, as those can be read again. Other runs' snapshots stay.
         """
-        dropped: list[str] = []
         while True:
             try:
                 bring()
-                return dropped
+                return
             except NoRoom as error:
                 spare = (id_ for id_ in (*self._loaded, *own) if id_ in error.freeable)
                 adapter_id = next((id_ for id_ in spare if not self._is_used(id_)), None)
                 if adapter_id is None:
                     raise
             self._engine.drop_adapter(adapter_id)
-            if adapter_id in own:
-                dropped.append(adapter_id)
-            own.pop(adapter_id, None)
             self._loaded.pop(adapter_id, None)
+            if adapter_id in own:
+                del own[adapter_id]
+                self._let_go(adapter_id)
 
     def _drop_oldest(self, kept: OrderedDict[str, None], most: int) -> list[str]:
         newest = next(reversed(kept))

@@ -7,7 +7,6 @@ as what a crash left behind.
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import threading
@@ -15,6 +14,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tinkerlite_server.durable import flush, sync_folder
 
 _UNFINISHED = ".unfinished-"
 
@@ -58,12 +59,12 @@ class CheckpointFolders:
         unfinished.mkdir()
         try:
             fill(unfinished)
-            size_bytes = _sync(unfinished)
+            size_bytes = sync_folder(unfinished)
             name = f"{label}.{secrets.token_hex(4)}"
             # Under the lock, since an unregistered folder looks like a forgotten one.
             with self._lock:
                 unfinished.rename(self._root / name)
-                _sync_folder(self._root)
+                flush(self._root)
                 register(name, size_bytes)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -76,23 +77,3 @@ class CheckpointFolders:
                 half = folder.name.startswith(_UNFINISHED)
                 if folder.name not in keep and (unfinished or not half):
                     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync(folder: Path) -> int:
-    """Force a folder's files to disk; return their bytes."""
-    size_bytes = 0
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-            size_bytes += file.stat().st_size
-    _sync_folder(folder)
-    return size_bytes
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -98,12 +98,12 @@ class Executor:
         checkpoint = self._store.checkpoint_by_id(operation.checkpoint_id)
         if checkpoint is None:
             raise UnknownName(f"checkpoint {operation.path!r} was deleted or replaced before it was loaded")
-        adapter = self._engine.load_run(
-            operation.model_id,
-            operation.base_model,
-            self._folders.path(checkpoint.folder),
-            optimizer=operation.optimizer,
-        )
+        with self._folders.reading(checkpoint.folder) as folder:
+            if folder is None:
+                raise UnknownName(f"checkpoint {operation.path!r} was deleted while it was to be loaded")
+            adapter = self._engine.load_run(
+                operation.model_id, operation.base_model, folder, optimizer=operation.optimizer
+            )
         self._store.set_run_adapter(operation.model_id, adapter)
         return _answer(path=operation.path, model_id=operation.model_id, type="load_weights")
 
@@ -151,7 +151,7 @@ class Executor:
             raise BadRequest(
                 f"sampling session {sampler_id!r} exists already; count sampling_session_seq_id up"
             )
-        dropped = self._adapters.snapshot(operation.model_id, sampler_id)
+        self._adapters.snapshot(operation.model_id, sampler_id)
         try:
             self._store.add_sampler(
                 SamplerRow(
@@ -168,12 +168,6 @@ class Executor:
         except Gone:
             self._adapters.drop_snapshot(sampler_id)
             raise
-        for adapter_id in dropped:
-            self._store.end_samplers_of_adapter(
-                adapter_id,
-                "the run has since handed over newer weights, and keeps only the last few. "
-                "Save weights that you want to keep with save_weights_for_sampler(name)",
-            )
         return _answer(path=None, sampling_session_id=sampler_id, type="save_weights_for_sampler")
 
     def _run_row(self, model_id: str) -> RunRow:

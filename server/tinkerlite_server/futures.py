@@ -92,6 +92,13 @@ class _Entry:
         return len(self.outcome.body) if isinstance(self.outcome, Done) else len(self.outcome.message)
 
 
+@dataclass(frozen=True)
+class _Gone:
+    owner: str
+    group: Hashable | None
+    why: str
+
+
 class FutureTable:
     """Every request this process accepted, until its result is gone.
 
@@ -120,7 +127,7 @@ class FutureTable:
         # Settled entries in the order in which they may go.
         self._unfetched: OrderedDict[str, _Entry] = OrderedDict()
         self._fetched: OrderedDict[str, _Entry] = OrderedDict()
-        self._gone: OrderedDict[str, tuple[str, Hashable | None]] = OrderedDict()
+        self._gone: OrderedDict[str, _Gone] = OrderedDict()
         self._completions = CompletionLog()
         self._group_waiters: dict[Hashable, list[_Waiter]] = {}
         self._bytes = 0
@@ -254,7 +261,7 @@ class FutureTable:
             for request_id in request_ids:
                 entry = self._entries.get(request_id)
                 if entry is not None and entry.group == group and entry.outcome is not None:
-                    self._remove(request_id, remember=True)
+                    self._remove(request_id, "it was fetched, and released")
 
     async def follow(self, request_id: str, owner: str) -> AsyncIterator[list[Any]]:
         """What is reported of a request, as it comes; ends when there is an outcome, or the server stops.
@@ -284,11 +291,9 @@ class FutureTable:
         entry = self._entries.get(request_id)
         if entry is not None and entry.owner == owner:
             return entry
-        if self._gone.get(request_id, ("", None))[0] == owner:
-            raise Gone(
-                f"the result of request {request_id} was kept for {self._result_seconds:.0f} s after it was "
-                "first fetched, and is gone"
-            )
+        gone = self._gone.get(request_id)
+        if gone is not None and gone.owner == owner:
+            raise Gone(f"the result of request {request_id} is gone: {gone.why}")
         raise UnknownName(f"there is no request {request_id!r} for this API key; was the server restarted?")
 
     def _fetch(self, request_id: str, entry: _Entry) -> Outcome | None:
@@ -331,11 +336,11 @@ class FutureTable:
             for request_id, entry in list(self._fetched.items()):
                 if entry.first_fetched_at is None or now - entry.first_fetched_at < self._result_seconds:
                     break
-                self._remove(request_id, remember=True)
+                self._remove(request_id, f"it was first fetched more than {self._result_seconds:.0f} s ago")
             for request_id, entry in list(self._unfetched.items()):
                 if now - entry.settled_at < self._unfetched_seconds:
                     break
-                self._remove(request_id, remember=True)
+                self._remove(request_id, f"nobody fetched it for {self._unfetched_seconds:.0f} s")
 
     def _evict_over_budget(self, keep: str) -> None:
         for results in (self._fetched, self._unfetched):
@@ -343,9 +348,12 @@ class FutureTable:
                 oldest = next(iter(results))
                 if oldest == keep:
                     return
-                self._remove(oldest, remember=True)
+                self._remove(
+                    oldest, f"results of more than {self._max_result_bytes:,} bytes were waiting in all"
+                )
 
-    def _remove(self, request_id: str, *, remember: bool = False) -> None:
+    def _remove(self, request_id: str, why: str | None = None) -> None:
+        """Forget a request; `why` its result is gone is remembered, unless it never had one."""
         entry = self._entries.pop(request_id, None)
         if entry is None:
             return
@@ -354,12 +362,12 @@ class FutureTable:
         self._unfetched.pop(request_id, None)
         if entry.key is not None:
             self._by_key.pop(entry.key, None)
-        if remember:
-            self._gone[request_id] = entry.owner, entry.group
+        if why is not None:
+            self._gone[request_id] = _Gone(entry.owner, entry.group, why)
             while len(self._gone) > _REMEMBERED_GONE:
-                forgotten, (_, group) = self._gone.popitem(last=False)
-                if group is not None:
-                    self._completions.drop(group, forgotten)
+                forgotten, gone = self._gone.popitem(last=False)
+                if gone.group is not None:
+                    self._completions.drop(gone.group, forgotten)
 
 
 def fingerprint(*parts: Any) -> bytes:

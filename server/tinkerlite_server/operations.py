@@ -96,6 +96,8 @@ class Sample:
     work: SampleWork
     folder: str | None
     """The checkpoint folder to read the adapter from, if need be; None for a snapshot or the base model."""
+    session_id: str | None = None
+    """The session that it ends with, if it belongs to one."""
 
     @property
     def request_id(self) -> str:

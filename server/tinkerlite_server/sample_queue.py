@@ -112,6 +112,10 @@ class SampleQueue:
                 return f"{ahead} sample requests of this key and {self._size} samples in all are queued"
         return None
 
+    def of_session(self, session_id: str) -> list[str]:
+        """Requests of a session, waiting or running."""
+        return [each.request_id for each in self._all() if each.session_id == session_id]
+
     def running(self) -> list[str]:
         """Requests that the engine has."""
         return list(self._running)
@@ -122,8 +126,11 @@ class SampleQueue:
 
     def folders(self) -> set[str]:
         """Checkpoint folders that anything queued or running samples from."""
+        return {each.folder for each in self._all() if each.folder is not None}
+
+    def _all(self) -> list[Sample]:
         waiting = [sample for line in self._lines.values() for sample in line.values()]
-        return {each.folder for each in (*waiting, *self._running.values()) if each.folder is not None}
+        return [*waiting, *self._running.values()]
 
     def _leave(self, sample: Sample) -> None:
         self._size -= sample.work.num_samples

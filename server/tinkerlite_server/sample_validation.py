@@ -17,6 +17,10 @@ from tinkerlite_server.errors import BadRequest
 from tinkerlite_server.settings import Limits
 from tinkerlite_server.validation import text_tokens
 
+MOST_STOPS = 64
+MOST_STOP_CHARACTERS = 8192
+"""In all of a request's stop strings, each of which every new token is compared with."""
+
 SAMPLE_FEATURES = (
     "topk_sample_logprobs",
     "prompt_logprobs",
@@ -177,6 +181,12 @@ def _stops(params: SamplingParams, info: ModelInfo) -> tuple[frozenset[int], tup
     ids = [each for each in stop if not isinstance(each, str)]
     if "" in strings:
         raise BadRequest("sampling_params.stop has an empty string, which every text contains")
+    length = sum(map(len, strings))
+    if len(strings) > MOST_STOPS or length > MOST_STOP_CHARACTERS:
+        raise BadRequest(
+            f"sampling_params.stop has {len(strings)} strings of {length} characters in all; every token is "
+            f"compared with each of them, and there may be {MOST_STOPS}, of {MOST_STOP_CHARACTERS} characters"
+        )
     for each in ids:
         if not 0 <= each < info.vocab_size:
             raise BadRequest(

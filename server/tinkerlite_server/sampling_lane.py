@@ -43,7 +43,7 @@ class SamplingLane:
             self._queue.put(sample)
             self._wake.notify()
 
-    def cancel(self, request_id: str) -> None:
+    def cancel(self, request_id: str, reason: str = "the request was cancelled") -> None:
         """Give up a request, waiting or running; ids of anything else are ignored."""
         with self._wake:
             if not self._queue.withdraw(request_id):
@@ -51,7 +51,14 @@ class SamplingLane:
                     return
                 self._cancelled.append(request_id)
                 self._wake.notify()
-        self._futures.settle(request_id, Failed("the request was cancelled", "user"))
+        self._futures.settle(request_id, Failed(reason, "user"))
+
+    def end_session(self, session_id: str, reason: str) -> None:
+        """Give up what a session asked for: nobody waits for it, and others do behind it."""
+        with self._wake:
+            request_ids = self._queue.of_session(session_id)
+        for request_id in request_ids:
+            self.cancel(request_id, reason)
 
     def why_waiting(self, request_id: str) -> str | None:
         """In words, where a pending request is; None if it is none of these."""

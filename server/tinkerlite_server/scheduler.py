@@ -78,6 +78,10 @@ class Scheduler:
         """Give up a sample request, waiting or running; ids of anything else are ignored."""
         self._sampling.cancel(request_id)
 
+    def end_samples(self, session_id: str, reason: str) -> None:
+        """Give up all sample requests of a session that ended."""
+        self._sampling.end_session(session_id, reason)
+
     def free_run(self, model_id: str, reason: str) -> None:
         """Free a run; what still waits in it fails."""
         self._training.close_run(model_id, reason)

@@ -38,7 +38,8 @@ def lock_folder(data_dir: Path) -> sqlite3.Connection:
     except sqlite3.OperationalError as error:
         lock.close()
         raise FolderInUse(
-            f"another server is using {str(data_dir)!r}; stop it, or name another folder with --data-dir"
+            f"another server is using {str(data_dir)!r}; stop it, or name another folder "
+            "(tinkerlite serve: --data-dir; local://: TINKERLITE_DATA_DIR)"
         ) from error
     return lock
 

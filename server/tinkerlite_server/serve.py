@@ -66,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    if arguments.stop_with_parent:
-        threading.Thread(target=_stop_without, args=(os.getppid(),), daemon=True).start()
+    if arguments.stop_with_parent is not None:
+        threading.Thread(target=_stop_without, args=(arguments.stop_with_parent,), daemon=True).start()
     try:
         return _serve(arguments)
     except (ServerError, OSError) as error:
@@ -160,8 +160,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--stop-with-parent",
-        action="store_true",
-        help="stop when the process that started this one is gone, however it ended",
+        type=int,
+        metavar="PID",
+        help="stop when the process that started this one, of this id, is gone, however it ended",
     )
     return parser
 
@@ -223,7 +224,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _stop_without(parent: int) -> None:
-    """End this process as SIGTERM does, once another process is its parent."""
+    """End this process as SIGTERM does, once another process is its parent, as it may be from the start."""
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -66,6 +66,7 @@ class Service:
         adapters = Adapters(
             engine,
             samples.uses,
+            self.store.end_samplers_of_snapshot,
             snapshots_per_run=limits.snapshots_per_run,
             loaded=limits.loaded_adapters,
         )
@@ -187,8 +188,10 @@ class Service:
         runs, samplers = self.store.end_session(session_id, reason, finish=finish)
         if self.custom_losses is not None:
             self.custom_losses.drop_session(session_id)
+        ended = f"session {session_id} has ended, as {reason}"
+        self.scheduler.end_samples(session_id, ended)
         for model_id in runs:
-            self.scheduler.free_run(model_id, f"session {session_id} has ended, as {reason}")
+            self.scheduler.free_run(model_id, ended)
         for sampler in samplers:
             if sampler.adapter_id is not None and sampler.folder is None:
                 self.scheduler.free_snapshot(sampler.adapter_id)

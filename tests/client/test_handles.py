@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import pickle
+import subprocess
 import sys
 
 import pytest
@@ -82,3 +84,26 @@ def test_a_sampler_of_a_server_in_this_process_stays_here(local_service: tinkerl
     sampler = local_service.create_sampling_client(base_model=model)
     with pytest.raises(errors.CapabilityError, match="tinkerlite serve"):
         pickle.dumps(sampler)
+
+
+FORK = """
+import os, sys, tinkerlite
+service = tinkerlite.ServiceClient(base_url=sys.argv[1])
+handle = service.create_sampling_client(base_model="tiny").get_sampler_handle()
+mine = tinkerlite.SamplingClient.from_sampler_handle(handle)
+child = os.fork()
+if child == 0:
+    prompt, params = tinkerlite.types.ModelInput.from_ints([1]), tinkerlite.types.SamplingParams(max_tokens=2)
+    copy = tinkerlite.SamplingClient.from_sampler_handle(handle)
+    print(copy.sample(prompt, 1, params).result().sequences[0].tokens, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_handle_read_after_a_fork_has_a_connection_of_its_own(server: ScriptedServer):
+    ended = subprocess.run(
+        [sys.executable, "-c", FORK, server.url], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ended.stdout == "[1, 2]\n"

@@ -115,6 +115,38 @@ def test_after_a_refusal_the_next_operation_takes_the_next_number(
     assert arrivals(server) == [("forward_backward", 1), ("optim_step", 2)]
 
 
+def test_a_body_too_large_to_be_read_uses_no_number_up(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    server.script("forward_backward", Answer(413, {"detail": "more than 64 MiB"}))
+    with pytest.raises(errors.APIStatusError, match="64 MiB"):
+        training.forward_backward([datum(1, 2)], "cross_entropy").result()
+    training.optim_step(STEP).result()
+    assert arrivals(server) == [("forward_backward", 1), ("optim_step", 1)]
+
+
+def test_a_chunk_too_large_to_be_read_ends_the_run_rather_than_let_it_wait(server: ScriptedServer):
+    server.script("client/config", Answer(body={"fwdbwd_max_chunk_len": 1, "parallel_fwdbwd_chunks": True}))
+    with tinkerlite.ServiceClient(base_url=server.url, config=HASTY) as service:
+        training = service.create_lora_training_client("tiny")
+        training.forward_backward([datum(1, 2)], "cross_entropy").result()
+        server.script("forward_backward", Answer(413, {"detail": "more than 64 MiB"}))
+        with pytest.raises(errors.APIStatusError, match="64 MiB"):
+            training.forward_backward([datum(1, 2), datum(3, 4)], "cross_entropy").result()
+        with pytest.raises(errors.NotSubmittedError):
+            training.optim_step(STEP).result()
+
+
+@pytest.mark.parametrize("value", [np.float32(1.0), float("nan"), {1, 2}, "\ud800"])
+def test_what_json_cannot_say_is_refused_at_once_and_uses_no_number_up(
+    server: ScriptedServer, training: tinkerlite.TrainingClient, value: object
+):
+    with pytest.raises(errors.InvalidRequest, match="save_state"):
+        training.save_state("a", user_metadata={"value": value})  # pyright: ignore[reportArgumentType]
+    training.optim_step(STEP).result()
+    assert arrivals(server) == [("optim_step", 1)]
+
+
 def test_a_batch_refused_halfway_says_that_its_first_half_counts(server: ScriptedServer):
     server.script("client/config", Answer(body={"fwdbwd_max_chunk_len": 1}))
     with tinkerlite.ServiceClient(base_url=server.url, config=HASTY) as service:

@@ -59,6 +59,7 @@ class Rig:
         adapters = Adapters(
             self.engine,
             samples.uses,
+            self.store.end_samplers_of_snapshot,
             snapshots_per_run=self.limits.snapshots_per_run,
             loaded=self.limits.loaded_adapters,
         )

@@ -267,3 +267,10 @@ def test_links_hold_after_a_restart_and_on_no_other_server(signer: Links, tmp_pa
 def test_the_secret_is_for_the_servers_user_alone(signer: Links, tmp_path: Path):
     assert stat.S_IMODE((tmp_path / "download_secret").stat().st_mode) == 0o600
     assert len((tmp_path / "download_secret").read_bytes()) == 32
+
+
+def test_external_weights_which_may_be_encrypted_are_not_sampled_from(caller: Caller):
+    session = caller.session()
+    path = export(caller, caller.model(session))["path"]
+    body = {"session_id": session, "sampling_session_seq_id": 0, "model_path": path}
+    assert "saved for use elsewhere" in caller.refused("/create_sampling_session", **body)

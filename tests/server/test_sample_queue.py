@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -105,3 +107,11 @@ def test_an_adapter_is_in_use_from_acceptance_to_the_end():
     assert waiting.uses("x")
     waiting.finish("a")
     assert not waiting.uses("x")
+
+
+def test_the_requests_of_a_session_are_found_wherever_they_are():
+    mine = [replace(sample(f"mine{i}"), session_id="a") for i in range(3)]
+    waiting = queue(mine[0], sample("without"), replace(sample("other"), session_id="b"), *mine[1:])
+    assert admitted(waiting) == ["mine0", "without"]
+    assert sorted(waiting.of_session("a")) == ["mine0", "mine1", "mine2"]
+    assert waiting.of_session("nobody") == []

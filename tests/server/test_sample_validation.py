@@ -111,6 +111,8 @@ def test_more_tokens_may_be_drawn_at_a_position_than_there_are():
         ),
         ([1], {"stop": [VOCAB]}, {}, "stop has token id 11"),
         ([1], {"stop": ["a", ""]}, {}, "stop has an empty string"),
+        ([1], {"stop": ["a"] * 65}, {}, "stop has 65 strings of 65 characters in all"),
+        ([1], {"stop": ["a" * 8193]}, {}, "stop has 1 strings of 8193 characters in all"),
         ([1, 2, 3], {}, {"prompt_logprobs_last_n": 2}, "it needs prompt_logprobs"),
         ([1, 2, 3], {}, {"prompt_logprobs_last_n": 3, "prompt_logprobs": True}, "must be 1 to 2"),
     ],

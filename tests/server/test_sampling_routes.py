@@ -417,3 +417,10 @@ def test_a_cancelled_sample_fails_and_costs_no_more(caller: Caller, toy: ToyEngi
     caller.result(step)
     assert caller.failure(request_id) == ("the request was cancelled", "user")
     assert "submit" not in [call[0] for call in toy.calls]
+
+
+def test_a_number_that_a_snapshot_has_is_not_the_base_models(caller: Caller):
+    session = caller.session()
+    caller.snapshot(caller.model(session), 1, 7)
+    body = {"session_id": session, "sampling_session_seq_id": 7, "base_model": "toy"}
+    assert "exists with other weights" in caller.refused("/create_sampling_session", **body)

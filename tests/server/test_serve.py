@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -149,3 +151,10 @@ def test_a_server_samples_with_vllm_and_leaves_nothing_behind(tiny: str, tmp_pat
         running.send_signal(signal.SIGTERM)
         assert running.wait(20) == 0
     assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_server_whose_parent_is_gone_already_stops_at_once():
+    command = [sys.executable, "-c", "import sys; from tinkerlite_server.serve import main; sys.exit(main())"]
+    arguments = ["--model", "never/looked-at", "--port", "0", "--stop-with-parent", "1"]
+    ended = subprocess.run([*command, *arguments], capture_output=True, timeout=60, check=False)
+    assert ended.returncode == -signal.SIGTERM

@@ -200,3 +200,22 @@ def test_a_run_that_is_made_just_as_its_session_ends_is_not_left_in_memory(
     model = f"{session}:train:0"
     assert "it was closed" in caller.refused("/get_info", status=404, model_id=model)
     eventually(lambda: toy.calls[-1:] == [("drop_run", model)])
+
+
+def test_the_samples_of_a_finished_session_are_given_up_and_nobody_waits_behind_them(
+    caller: Caller, toy: ToyEngine
+):
+    mine, yours = caller.session(), caller.session()
+    model, mine_sampler, sampler = caller.model(yours), caller.sampler(mine), caller.sampler(yours)
+    toy.gate.clear()
+    caller.optim_step(model, 1)
+    given_up = [caller.submit_sample(mine_sampler, seq)["request_id"] for seq in range(3)]
+    wanted = caller.submit_sample(sampler)["request_id"]
+    caller.ok(f"/sessions/{mine}/finish", reason={"type": "interrupted"}, detail="Ctrl-C")
+    for request_id in given_up:
+        message, category = caller.failure(request_id)
+        assert "has ended, as its client closed it (interrupted" in message
+        assert category == "user"
+    toy.gate.set()
+    assert caller.retrieve(wanted).status_code == 200
+    assert [call[0] for call in toy.calls].count("submit") == 1

@@ -172,7 +172,7 @@ def test_a_sampling_session_in_use_is_not_taken_for_live_beyond_its_end(store: S
         assert store.live_sampler("one", "me").adapter_id == "a"
         with pytest.raises(UnknownName):
             store.live_sampler("one", "you")
-    store.end_samplers_of_adapter("a", "newer weights")
+    store.end_samplers_of_snapshot("a")
     with pytest.raises(UnknownName, match="newer weights"):
         store.live_sampler("one", "me")
     store.live_sampler("two", "me")

@@ -284,3 +284,19 @@ def test_bytes_that_are_no_message_are_refused(caller: Caller):
     response = caller.request("POST", "/forward_backward", content=b"\xff\xff", headers=headers)
     assert response.status_code == 400
     assert "not a ForwardBackwardRequest" in response.json()["detail"]
+
+
+def test_a_message_that_cannot_be_decoded_uses_its_number_up(caller: Caller):
+    model = caller.model()
+    request = ForwardBackwardRequest(model_id=model, seq_id=1, data=[datum()], loss_fn="cross_entropy")
+    message = pb.ForwardBackwardRequest.FromString(encode_forward_backward_request(request))
+    message.data[0].model_input[0].encoded_text.tokens = b"odd"
+    headers = {"Content-Type": PROTOBUF_CONTENT_TYPE}
+    refused = caller.request(
+        "POST", "/forward_backward", content=message.SerializeToString(), headers=headers
+    )
+    assert refused.status_code == 400
+    assert f"forward_backward 1 of {model}: data[0].model_input[0]" in refused.json()["detail"]
+    failure, _ = caller.failure(caller.optim_step(model, 2))
+    assert "forward_backward 1" in failure
+    caller.gradients(caller.forward_backward(model, 3))

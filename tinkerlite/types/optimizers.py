@@ -43,7 +43,8 @@ class AdamParams(Params):
     learning_rate: float = Field(default=1e-4, ge=0)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
-    eps: float = Field(default=1e-12, ge=0)
+    eps: float = Field(default=1e-12, ge=1e-37)
+    """Never 0, nor what single precision takes for it: a parameter without gradients would step by 0/0."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled; multiplied by the learning rate."""
     grad_clip_norm: float = 0.0

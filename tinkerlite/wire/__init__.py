@@ -10,6 +10,7 @@ from tinkerlite.wire.codec import (
     encode_forward_backward_request,
     encode_sample_response,
     forward_backward_parts,
+    identify_forward_backward_request,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "encode_forward_backward_request",
     "encode_sample_response",
     "forward_backward_parts",
+    "identify_forward_backward_request",
 ]

@@ -285,6 +285,17 @@ def decode_forward_backward_request(body: bytes) -> ForwardBackwardRequest:
     )
 
 
+def identify_forward_backward_request(body: bytes) -> tuple[str, int, bool]:
+    """Which request `body` is, where the rest of it cannot be decoded: its run, its number, `forward_only`.
+
+    Raises:
+        WireError: not such a message at all.
+    """
+    message = pb.ForwardBackwardRequest()
+    _parse(message, body)
+    return message.model_id, message.seq_id, message.forward_only
+
+
 def _decode_datum(message: pb.Datum, field: str) -> Datum:
     chunks = [
         _decode_chunk(chunk, f"{field}.model_input[{number}]")

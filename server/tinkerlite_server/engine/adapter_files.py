@@ -6,7 +6,7 @@
     optimizer.safetensors       Adam's moments and step count, where they were asked for
 
 Reads and writes folders; makes nothing durable or atomic (the caller writes into a temporary
-folder, calls `fsync_folder`, renames). Knows no model: whether the module paths exist in one is
+folder, calls `durable.sync_folder`, renames). Knows no model: whether the module paths exist in one is
 the reader's to check. No pickle.
 """
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -139,16 +138,6 @@ def read_optimizer(folder: Path) -> tuple[Moments, int]:
 
 
 # ---- durability ----
-
-
-def fsync_folder(folder: Path) -> None:
-    """Flush the folder's files, then the folder itself, to the disk: call it before the rename."""
-    for path in [*sorted(folder.iterdir()), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 # ---- PEFT's configuration ----

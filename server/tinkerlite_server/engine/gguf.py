@@ -26,7 +26,7 @@ from gguf import GGUFReader
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tinkerlite_server.engine.adapter_files import fsync_folder
+from tinkerlite_server.durable import sync_folder
 from tinkerlite_server.errors import BadRequest
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def converted(file: Path, cache: Path) -> Path:
         made.mkdir()
         write_tokenizer(file, made)
         write_model(file, made)
-        fsync_folder(made)
+        sync_folder(made)
         move_into_place(made, folder)
     logger.info("converted %s to %s in %.1f s", file.name, folder, time.monotonic() - started)
     return folder

@@ -44,7 +44,7 @@ def ppo(target_logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
     Source: Schulman et al. 2017, eq. 7 (arXiv:1707.06347).
     """
     low, high = _bounds(inputs, config, 0.8, 1.2)
-    return _pessimistic(_ratio(target_logprobs, inputs), inputs["advantages"], low, high)
+    return _pessimistic(_log_ratio(target_logprobs, inputs), inputs["advantages"], low, high)
 
 
 def cispo(target_logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
@@ -81,7 +81,7 @@ def gspo(target_logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
     mask = _sampled(inputs).float() if mask is None else mask
     held = target_logprobs.detach()
     mean = ((held - inputs["logprobs"]) * mask).sum() / mask.sum().clamp(min=1.0)
-    return _pessimistic(mean.exp() * (target_logprobs - held).exp(), advantages, low, high)
+    return _pessimistic(mean + (target_logprobs - held), advantages, low, high)
 
 
 LOSSES: dict[str, Loss] = {
@@ -95,9 +95,17 @@ LOSSES: dict[str, Loss] = {
 """Losses by their name on the wire."""
 
 
+LARGEST_LOG_RATIO = 80.0
+"""Nats: beyond any bound, and e to it is still a float."""
+
+
 def _ratio(target_logprobs: Tensor, inputs: Inputs) -> Tensor:
     """r at sampled positions, 1 at given ones."""
-    return torch.where(_sampled(inputs), target_logprobs - inputs["logprobs"], 0.0).exp()
+    return _log_ratio(target_logprobs, inputs).exp()
+
+
+def _log_ratio(target_logprobs: Tensor, inputs: Inputs) -> Tensor:
+    return torch.where(_sampled(inputs), target_logprobs - inputs["logprobs"], 0.0)
 
 
 def _sampled(inputs: Inputs) -> Tensor:
@@ -114,5 +122,9 @@ def _bounds(inputs: Inputs, config: Config, low: float, high: float) -> tuple[Te
     )
 
 
-def _pessimistic(ratio: Tensor, advantages: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def _pessimistic(log_ratio: Tensor, advantages: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    # With A >= 0 the bound counts, and the ratio has no gradient: an infinite one's would be 0 * inf. With
+    # A < 0 the loss is infinite, and refused.
+    capped = torch.where(advantages >= 0, log_ratio.clamp(max=LARGEST_LOG_RATIO), log_ratio)
+    ratio = capped.exp()
     return -torch.minimum(ratio * advantages, torch.clamp(ratio, low, high) * advantages)

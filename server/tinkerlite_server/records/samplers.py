@@ -16,6 +16,10 @@ from tinkerlite_server.records.sessions import has_ended
 from tinkerlite_server.tables import SamplerRow, SessionRow
 
 _REMEMBERED = 1024
+_NEWER_WEIGHTS = (
+    "the run has since handed over newer weights, and keeps only the last few. "
+    "Save weights that you want to keep with save_weights_for_sampler(name)"
+)
 
 
 class Samplers(Access):
@@ -89,12 +93,14 @@ class Samplers(Access):
         with self._reading() as db:
             return list(db.scalars(select(SamplerRow.id).where(SamplerRow.session_id == session_id)))
 
-    def end_samplers_of_adapter(self, adapter_id: str, reason: str) -> None:
-        """The adapter is gone, and with it whatever samples from it."""
+    def end_samplers_of_snapshot(self, adapter_id: str) -> None:
+        """An unnamed snapshot had to go for newer ones, and with it whatever samples from it."""
         with self._ending_samplers() as db:
             live = SamplerRow.ended.is_(None)
             db.execute(
-                update(SamplerRow).where(SamplerRow.adapter_id == adapter_id, live).values(ended=reason)
+                update(SamplerRow)
+                .where(SamplerRow.adapter_id == adapter_id, live)
+                .values(ended=_NEWER_WEIGHTS)
             )
 
     @contextmanager

@@ -48,9 +48,14 @@ async def create_sampling_session(request: Request, service: Served, owner: Owne
     existing = service.store.find_sampler(wanted.id)
     if existing is None:
         service.store.add_sampler(wanted)
-    elif (existing.base_model, existing.model_path) != (wanted.base_model, wanted.model_path):
+    elif _weights_of(existing) != _weights_of(wanted):
         raise BadRequest(f"sampling session {wanted.id!r} exists with other weights; count its number up")
     return reply({"sampling_session_id": wanted.id, "type": "create_sampling_session"})
+
+
+def _weights_of(row: SamplerRow) -> tuple[str, str | None, bool]:
+    """What tells two samplers' weights apart; unnamed snapshots, whose ids are their own, have no path."""
+    return row.base_model, row.model_path, row.adapter_id is None
 
 
 def _sampler(body: CreateSamplingSession, service: Service, owner: str) -> SamplerRow:
@@ -90,6 +95,11 @@ def _weights(
     )
     if model_path is not None:
         checkpoint = service.store.checkpoint(model_path, owner)
+        if checkpoint.kind == "external_weights":
+            raise BadRequest(
+                f"{model_path} was saved for use elsewhere, perhaps encrypted; what is sampled from here is "
+                "saved with save_weights_for_sampler or save_state"
+            )
         if base_model not in (None, checkpoint.base_model):
             raise BadRequest(
                 f"base_model is {base_model!r}, and {model_path} was trained on "
@@ -148,7 +158,8 @@ async def sample(request: Request, service: Served, owner: Owner) -> Response:
         work = sample_work(
             question, info, service.settings.limits, key=request_id, adapter_id=sampler.adapter_id
         )
-        return Sample(owner=owner, work=work, folder=sampler.folder)
+        session_id = sampler.session_id or None
+        return Sample(owner=owner, work=work, folder=sampler.folder, session_id=session_id)
 
     key = group = None
     if body.sampling_session_id is not None and body.seq_id is not None:

@@ -8,7 +8,12 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from pydantic import Field
 
 from tinkerlite.types import AdamParams, ForwardBackwardRequest
-from tinkerlite.wire import PROTOBUF_CONTENT_TYPE, decode_forward_backward_request
+from tinkerlite.wire import (
+    PROTOBUF_CONTENT_TYPE,
+    WireError,
+    decode_forward_backward_request,
+    identify_forward_backward_request,
+)
 from tinkerlite_server.engine.protocols import LossProgram
 from tinkerlite_server.errors import BadRequest
 from tinkerlite_server.operations import UNNUMBERED, ForwardBackward, Operation, OptimStep
@@ -40,7 +45,7 @@ async def forward_backward(request: Request, service: Served, owner: Owner) -> R
     """
     kind = content_type(request)
     if kind == PROTOBUF_CONTENT_TYPE:
-        return _submit(decode_forward_backward_request(await read_body(request)), service, owner)
+        return _submit(_decoded(await read_body(request), service, owner), service, owner)
     if kind != "application/json":
         raise HTTPException(
             415, f"the body is sent as {kind or 'no type'}; send {PROTOBUF_CONTENT_TYPE} or application/json"
@@ -52,6 +57,15 @@ async def forward_backward(request: Request, service: Served, owner: Owner) -> R
 async def forward(request: Request, service: Served, owner: Owner) -> Response:
     """Losses without gradients, as older clients ask for them."""
     return _submit_json(await read_json(request), service, owner, forward_only=True)
+
+
+def _decoded(body: bytes, service: Service, owner: str) -> ForwardBackwardRequest:
+    try:
+        return decode_forward_backward_request(body)
+    except WireError:
+        model_id, seq_id, forward_only = identify_forward_backward_request(body)
+        with numbered(service, owner, "forward_backward", model_id, seq_id, loses_gradients=not forward_only):
+            raise
 
 
 def _submit_json(raw: dict[str, Any], service: Service, owner: str, *, forward_only: bool) -> Response:

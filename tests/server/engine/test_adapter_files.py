@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM
 
 from tests.tiny import make_tiny_model
 from tinkerlite_server.engine.adapter_files import (
-    fsync_folder,
     read_adapter,
     read_optimizer,
     write_adapter,
@@ -114,10 +113,6 @@ def test_optimizer_state_is_read_back_exactly(folder):
     for name, (first, second) in moments.items():
         assert torch.equal(read[name][0], first)
         assert torch.equal(read[name][1], second)
-
-
-def test_a_saved_folder_can_be_flushed_to_disk(folder):
-    fsync_folder(saved(folder))
 
 
 # ---- PEFT ----

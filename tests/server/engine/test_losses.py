@@ -81,6 +81,15 @@ def test_dro_adds_a_quadratic_leash_to_the_sampler():
     assert gradient.tolist() == pytest.approx([-1 + 0.1, -0.2])
 
 
+@pytest.mark.parametrize("name", ["ppo", "gspo"])
+def test_a_ratio_too_large_for_a_float_is_clipped_like_any_other(name: str):
+    loss, gradient = run(name, logprobs=[-9999.0, LP[1]], advantages=[1.0, 0.0])
+    assert loss.tolist() == pytest.approx([-1.2, 0.0])
+    assert gradient.tolist() == [0.0, 0.0]
+    loss, _ = run(name, logprobs=[-9999.0, LP[1]], advantages=[-1.0, -1.0])
+    assert loss[0] == math.inf  # for the trainer to refuse
+
+
 def test_gspo_uses_one_ratio_for_the_sequence_and_gives_each_token_its_gradient():
     q = [LP[0] - 0.1, LP[1] - 0.05]
     s = math.exp(0.075)

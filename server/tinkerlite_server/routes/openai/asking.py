@@ -10,11 +10,8 @@ from pydantic import ConfigDict
 from tinkerlite.types import ModelInput, SamplingParams
 from tinkerlite_server.errors import BadRequest
 from tinkerlite_server.routes.exchange import Body, parse
-from tinkerlite_server.sample_validation import SampleQuestion
+from tinkerlite_server.sample_validation import MOST_STOPS, SampleQuestion
 from tinkerlite_server.settings import Limits
-
-_MOST_STOPS = 64
-"""Every token is compared with each of them."""
 
 
 class StreamOptions(Body):
@@ -101,8 +98,8 @@ def check_asked(asked: Asked, prompts: int, limits: Limits) -> None:
             f"{of} {asked.count}; one request may ask for 1 to {limits.max_samples} completions", field="n"
         )
     stops = _stops(asked.stop)
-    if len(stops) > _MOST_STOPS or "" in stops:
-        raise BadRequest(f"stop must be 1 to {_MOST_STOPS} strings that are not empty", field="stop")
+    if len(stops) > MOST_STOPS or "" in stops:
+        raise BadRequest(f"stop must be 1 to {MOST_STOPS} strings that are not empty", field="stop")
 
 
 def questions(
