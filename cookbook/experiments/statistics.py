@@ -39,6 +39,19 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(fmean(values), t * stdev(values) / n**0.5, tuple(values))
 
 
+def is_no_loss(change: Estimate, margin: float) -> bool | None:
+    """Whether a change is no loss, give or take `margin`.
+
+    Yes if its whole interval lies above -margin, no if it lies below 0. None if the seeds leave it open, as a
+    single one does: noise alone is no evidence that nothing was lost.
+    """
+    if change.half is None:
+        return None
+    if change.mean - change.half >= -margin:
+        return True
+    return False if change.mean + change.half < 0 else None
+
+
 def percent(value: float) -> str:
     """As in "83.0%"."""
     return f"{value:.1%}"
