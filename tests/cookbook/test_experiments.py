@@ -27,7 +27,7 @@ from cookbook.experiments.pages import (
     write_figure,
 )
 from cookbook.experiments.results import check_one_setting, load_results, result_file, writing
-from cookbook.experiments.statistics import estimate, percent
+from cookbook.experiments.statistics import estimate, is_no_loss, percent
 from tinkerlite import ServiceClient
 
 ROOT = Path(__file__).parent.parent.parent
@@ -159,6 +159,14 @@ def never(results: Any) -> list[Bar]:
 
 
 # ---- estimates ----
+
+
+def test_noise_is_no_evidence_that_nothing_was_lost():
+    assert is_no_loss(estimate([0.01, 0.0, -0.01]), 0.05) is True
+    assert is_no_loss(estimate([-0.03, -0.031, -0.029]), 0.05) is True
+    assert is_no_loss(estimate([-0.2, -0.21, -0.19]), 0.05) is False
+    assert is_no_loss(estimate([0.2, -0.2, 0.0]), 0.05) is None
+    assert is_no_loss(estimate([0.2]), 0.05) is None
 
 
 def test_an_estimate_has_the_interval_of_students_t():

@@ -3,7 +3,7 @@
 import pytest
 
 from cookbook.experiments.experiment import Result
-from cookbook.experiments.variants.catalogue import VARIANTS, Variant, half_as_long
+from cookbook.experiments.variants.catalogue import VARIANTS, Variant, short
 from cookbook.experiments.variants.experiment import bars, outcomes, tables
 from cookbook.loop import TrainConfig
 
@@ -50,7 +50,9 @@ def test_a_bar_is_open_where_the_noise_is_larger_than_what_was_found():
     [ahead] = [holds for claim, holds in verdicts.items() if "the control" in claim]
     [top_k] = [holds for claim, holds in verdicts.items() if "'top-k'" in claim]
     [teachers] = [holds for claim, holds in verdicts.items() if "a teacher each" in claim]
-    assert (ahead, top_k, teachers) == (True, True, None)
+    assert (ahead, top_k, teachers) == (True, None, None)
+    [same] = [holds for claim, holds in verdicts.items() if "'control variate'" in claim]
+    assert same, "as good with every seed"
     assert {bar.holds for bar in bars(RESULTS[:1])} == {None}
 
 
@@ -65,4 +67,4 @@ def test_no_variant_changes_the_number_of_rollouts():
         )
         assert changed.max_tokens == 8, "evaluations stay as they are"
     assert isinstance(VARIANTS["short rollouts"], Variant)
-    assert half_as_long(config).rollout_tokens == 4
+    assert short(config).rollout_tokens == 2

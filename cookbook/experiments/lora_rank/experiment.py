@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cookbook.advantages import reverse_kl
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, panels
-from cookbook.experiments.statistics import Estimate, estimate, percent
+from cookbook.experiments.statistics import Estimate, estimate, is_no_loss, percent
 from cookbook.experiments.students import (
     BaseModel,
     Examination,
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METHODS = ("sft", "opd")
+MARGIN = 0.05
+"""Accuracy by which LoRA may trail all weights where it is said to match them."""
 FULL = 0
 """The rank that stands for all weights."""
 
@@ -147,14 +149,14 @@ def tables(results: Sequence[Result]) -> str:
     return "\n".join(lines) + f"\n\nThe teachers have {teachers.text(percent)}."
 
 
-def matching_rank(accuracies: dict[int, Estimate], results: Sequence[Result], method: str) -> int | None:
-    """The smallest rank that is no worse than all weights, by the interval of the differences over seeds."""
+def matching_rank(accuracies: dict[int, Estimate]) -> int | None:
+    """The smallest rank that is no worse than all weights, give or take MARGIN, seed by seed."""
     full = accuracies[FULL].values
     for rank, accuracy in accuracies.items():
         if rank == FULL:
             continue
-        behind = estimate([all_ - lora for all_, lora in zip(full, accuracy.values, strict=True)])
-        if behind.mean <= (behind.half or 0.0):
+        change = estimate([lora - all_ for all_, lora in zip(full, accuracy.values, strict=True)])
+        if is_no_loss(change, MARGIN):
             return rank
     return None
 
@@ -164,7 +166,7 @@ def bars(results: Sequence[Result]) -> list[Bar]:
     found = final_accuracies(results)
     made: list[Bar] = []
     for method in METHODS:
-        rank = matching_rank(found[method], results, method)
+        rank = matching_rank(found[method])
         made.append(
             Bar(
                 claim=f"The rank at which LoRA matches full fine-tuning after {method.upper()}",

@@ -126,7 +126,7 @@ def figures_of(result: Result) -> Seed:
         reached = [
             (row["step"], cost)
             for row, cost in with_cost(result, run)
-            if row["accuracy"] >= REACHED * teacher
+            if row["accuracy"] >= REACHED * teacher > 0
         ]
         steps[run], flops[run] = reached[0] if reached else (None, None)
     kl = [row["reverse_kl"] for row in result.of("opd") if row.get("reverse_kl") is not None]
@@ -182,14 +182,19 @@ def bars(results: Sequence[Result]) -> list[Bar]:
 
 
 def _bar(claim: str, seeds: Sequence[Seed], of: str, least: float) -> Bar:
-    ratios = [ratio for seed in seeds if (ratio := seed.ratio(of)) is not None]
-    if len(ratios) < len(seeds):
-        missing = ", ".join(str(seed.seed) for seed in seeds if seed.ratio(of) is None)
-        return Bar(
-            claim=claim, measured=f"no ratio for seeds {missing}, where nothing was reached", holds=False
-        )
+    """Over the seeds in which RL made a teacher: where it learned nothing, there is nothing to copy."""
+    taught = [seed for seed in seeds if seed.teacher > 0]
+    ratios = [ratio for seed in taught if (ratio := seed.ratio(of)) is not None]
+    remarks: list[str] = []
+    if len(taught) < len(seeds):
+        remarks.append(f"RL made no teacher with {len(seeds) - len(taught)} of {len(seeds)} seeds")
+    if len(ratios) < len(taught):
+        remarks.append(f"OPD did not get there with {len(taught) - len(ratios)}")
+    if not ratios:
+        return Bar(claim=claim, measured="; ".join(remarks), holds=False if taught else None)
     mean = estimate(ratios)
-    return Bar(claim=claim, measured=f"1/{mean.mean:.1f} ({mean.text(times)})", holds=mean.mean >= least)
+    measured = "; ".join([f"1/{mean.mean:.1f} ({mean.text(times)})", *remarks])
+    return Bar(claim=claim, measured=measured, holds=len(ratios) == len(taught) and mean.mean >= least)
 
 
 def figure(results: Sequence[Result]) -> Figure:

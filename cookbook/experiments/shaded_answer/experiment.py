@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
@@ -111,10 +111,10 @@ def _after_lessons(
 class Objections:
     """Where the teacher objects in one wrong answer, in nats."""
 
+    carried: float
+    """Share of all penalties of at least PENALISED that the first divergent tokens carry."""
     first: float
     """The largest penalty among the first divergent tokens."""
-    largest: float
-    """The largest penalty of the answer."""
     later: tuple[float, ...]
     """Penalties of the penalised tokens that are neither first nor of the final answer."""
     penalised: tuple[float, ...]
@@ -137,8 +137,8 @@ def objections(tokens: Sequence[Token]) -> Objections | None:
         if nats >= PENALISED and place not in first and place not in last
     ]
     return Objections(
+        carried=sum(penalties[place] for place in first if penalties[place] >= PENALISED) / sum(penalised),
         first=max(penalties[place] for place in first),
-        largest=max(penalties),
         later=tuple(others),
         penalised=tuple(penalised),
         final=sum(penalties[place] for place in last) / len(last),
@@ -167,8 +167,8 @@ class Seed:
 
     wrong: int
     answers: int
-    first_is_largest: float
-    """Share of wrong answers whose largest penalty is one of the first divergent tokens'."""
+    carried: float
+    """Mean over the wrong answers."""
     first: float
     """Median over the wrong answers, in nats."""
     later: float
@@ -189,7 +189,7 @@ def figures_of(result: Result) -> Seed | None:
     return Seed(
         wrong=sum(not row["correct"] for row in rows),
         answers=len(rows),
-        first_is_largest=sum(each.first == each.largest for each in found) / len(found),
+        carried=fmean(each.carried for each in found),
         first=median(each.first for each in found),
         later=median(later) if later else 0.0,
         penalised=median(nats for each in found for nats in each.penalised),
@@ -200,7 +200,7 @@ def figures_of(result: Result) -> Seed | None:
 def tables(results: Sequence[Result]) -> str:
     """One row a seed."""
     lines = [
-        f"| seed | wrong answers | largest in first {FIRST} divergent | first | others | all | final |",
+        f"| seed | wrong answers | carried by the first {FIRST} divergent | first | others | all | final |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in results:
@@ -209,12 +209,12 @@ def tables(results: Sequence[Result]) -> str:
             lines.append(f"| {result.seed} | no wrong answer that the teacher objects to | | | | | |")
             continue
         nats = [f"{value:.2f}" for value in (seed.first, seed.later, seed.penalised, seed.final)]
-        cells = (f"{seed.wrong} of {seed.answers}", percent(seed.first_is_largest), *nats)
+        cells = (f"{seed.wrong} of {seed.answers}", percent(seed.carried), *nats)
         lines.append(f"| {result.seed} | {' | '.join(cells)} |")
     note = (
-        f"Third column: in how many of them the largest penalty is that of one of the first {FIRST} "
-        "divergent tokens. Then medians of penalties in nats: of the first divergent tokens, of the other "
-        f"penalised tokens (from {PENALISED} nats on), of all penalised tokens, and of the final number."
+        f"Third column: share of an answer's penalties, of those from {PENALISED} nats on, that its first "
+        f"{FIRST} divergent tokens carry. Then medians in nats: of the first divergent tokens' largest "
+        "penalty, of the other penalised tokens, of all penalised tokens, and of the final number."
     )
     return "\n".join(lines) + f"\n\n{note}"
 
@@ -226,13 +226,13 @@ def bars(results: Sequence[Result]) -> list[Bar]:
         return [
             Bar(claim="The first divergent tokens carry the largest penalties", measured="none", holds=None)
         ]
-    share = estimate([seed.first_is_largest for seed in seeds])
+    carried = estimate([seed.carried for seed in seeds])
     final, middle = estimate([s.final for s in seeds]), estimate([s.penalised for s in seeds])
     return [
         Bar(
             claim="The first divergent tokens carry the largest penalties",
-            measured=f"in {share.text(percent)} of the wrong answers",
-            holds=share.mean > 0.5,
+            measured=f"the first {FIRST} carry {carried.text(percent)} of an answer's penalties",
+            holds=carried.mean > 0.5,
         ),
         Bar(
             claim="The final answer's penalty is below the median of the penalised tokens",

@@ -59,9 +59,9 @@ def with_alternatives(config: TrainConfig) -> TrainConfig:
     return replace(config, alternatives=ALTERNATIVES)
 
 
-def half_as_long(config: TrainConfig) -> TrainConfig:
-    """Rollouts of half the tokens that an answer may have."""
-    return replace(config, rollout_tokens=max(1, config.max_tokens // 2))
+def short(config: TrainConfig) -> TrainConfig:
+    """Rollouts of two tokens, of which an answer has more."""
+    return replace(config, rollout_tokens=2)
 
 
 def growing(config: TrainConfig) -> TrainConfig:
@@ -104,7 +104,7 @@ VARIANTS: Mapping[str, Variant] = {
     "reward and teacher": Variant(
         learns=lambda p: total(group_relative, reverse_kl(p.teacher, kl_coef=REWARD_KL, clip=CLIP))
     ),
-    "short rollouts": Variant(learns=lambda p: reverse_kl(p.teacher), sizes=half_as_long),
+    "short rollouts": Variant(learns=lambda p: reverse_kl(p.teacher), sizes=short),
     "growing rollouts": Variant(learns=lambda p: reverse_kl(p.teacher), sizes=growing),
     "a better prompt": Variant(learns=lambda p: reverse_kl(p.told), watched=lambda p: p.told),
     "another tokenizer": Variant(learns=lambda p: reverse_kl(p.of_bytes), watched=lambda p: p.of_bytes),

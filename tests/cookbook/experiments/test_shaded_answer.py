@@ -39,7 +39,8 @@ WRONG = [
 def test_the_first_divergent_tokens_the_others_and_the_end_are_told_apart():
     found = objections(WRONG)
     assert found is not None
-    assert found.first == found.largest == 5.0
+    assert found.first == 5.0
+    assert found.carried == pytest.approx(5.6 / 6.3)
     assert found.later == pytest.approx((0.4,))
     assert found.penalised == pytest.approx((5.0, 0.4, 0.6, 0.1, 0.2))
     assert found.final == pytest.approx(0.15)
@@ -58,7 +59,7 @@ def answered(*answers: tuple[bool, list[dict[str, Any]]]) -> Result:
 def test_only_wrong_answers_count():
     seed = figures_of(answered((False, WRONG), (True, [token("0", 9.0, "1")])))
     assert seed is not None
-    assert (seed.wrong, seed.answers, seed.first_is_largest) == (1, 2, 1.0)
+    assert (seed.wrong, seed.answers, seed.carried) == (1, 2, pytest.approx(5.6 / 6.3))
     assert seed.final < seed.penalised == pytest.approx(0.4)
 
 
