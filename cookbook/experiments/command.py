@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ def main(experiment: Experiment[Any], argv: Sequence[str] | None = None) -> int:
     given = _parse(experiment, argv)
     out: Path = given.out or default_out(experiment, given.size)
     console = Console(highlight=False)
+    if find_spec("matplotlib") is None:  # an hour of runs must not end in this
+        console.print("figures need matplotlib, which is not installed: pip install --group experiments")
+        return 2
     if not given.no_run:
         for seed in given.seeds:
             console.rule(f"{experiment.number} {experiment.title}: {given.size}, seed {seed}")

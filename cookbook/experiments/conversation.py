@@ -24,7 +24,7 @@ from cookbook.metrics import Row
 from cookbook.renderers import RenderedExample, Renderer, Tokenizer
 from cookbook.rollouts import Problem, Task, rollout
 from cookbook.table import Column, number, percent
-from tinkerlite import SamplingClient, ServiceClient, TrainingClient
+from tinkerlite import SamplingClient
 
 FOLLOWED = (
     "title",
@@ -122,11 +122,6 @@ def knowledge_of(
         max_tokens=max_tokens,
         name=name,
     )
-
-
-def with_fresh_optimizer(service: ServiceClient, trainer: TrainingClient, name: str) -> TrainingClient:
-    """The same weights in a run of their own, whose optimizer has no past."""
-    return service.create_training_client_from_state(trainer.save_state(name).result().path)
 
 
 def columns(*knowledge: str) -> tuple[Column, ...]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Size = Literal["smoke", "small", "full"]
-"""`smoke`: that everything works, in seconds, on a random model. `small`: the finding, in at most 20 minutes
+"""`smoke`: that everything works, in seconds, on a random model. `small`: the finding, in about 20 minutes
 a seed on two cores. `full`: the set-up of the post."""
 
 Setting = TypeVar("Setting")

@@ -100,6 +100,11 @@ def saved_sampler(service: ServiceClient, trainer: TrainingClient, name: str) ->
     return service.create_sampling_client(model_path=path)
 
 
+def with_fresh_optimizer(service: ServiceClient, trainer: TrainingClient, name: str) -> TrainingClient:
+    """The same weights in a run of their own, whose optimizer has no past."""
+    return service.create_training_client_from_state(trainer.save_state(name).result().path)
+
+
 def renderer_of(trainer: TrainingClient | SamplingClient) -> Renderer:
     """The layout that all experiments use: plain ChatML."""
     return chatml(trainer.get_tokenizer())

@@ -21,7 +21,6 @@ from cookbook.experiments.conversation import (
     kept,
     knowledge_of,
     last_measured,
-    with_fresh_optimizer,
 )
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, panels
@@ -33,6 +32,7 @@ from cookbook.experiments.students import (
     renderer_of,
     saved_sampler,
     seeded,
+    with_fresh_optimizer,
 )
 from cookbook.loop import TrainConfig, train
 from cookbook.measures import together

@@ -1,7 +1,7 @@
 """E9. LoRA of several ranks against full fine-tuning, after SFT and after OPD.
 
 One base model, one task, one teacher. Students differ in what is trained: adapters of several ranks, or all
-weights. Each is trained twice from scratch, by imitating the task's answers and by OPD from the teacher.
+weights. Each imitates the task's answers first, and is then distilled from the teacher.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from cookbook.experiments.students import (
     renderer_of,
     saved_sampler,
     task_named,
+    with_fresh_optimizer,
 )
 from cookbook.loop import TrainConfig, train
 from cookbook.scratch_model import ScratchConfig
@@ -65,7 +66,7 @@ class LoraRankSetting:
     sft: SupervisedConfig
     """Imitating the task's answers, at LoRA's learning rate."""
     opd: TrainConfig
-    """Distillation from the teacher, at LoRA's learning rate."""
+    """Distillation from the teacher after that, at LoRA's learning rate."""
     full_rate: float
     """Share of LoRA's learning rate that all weights are trained with."""
     kl_clip: float | None
@@ -73,7 +74,7 @@ class LoraRankSetting:
 
 
 def run(bench: Bench, setting: LoraRankSetting) -> None:
-    """The teacher, then two students of each rank."""
+    """The teacher, then a student of each rank: SFT, and OPD from there."""
     model, teacher_model = bench.models
     task = task_named(setting.task)
     base = bench.service.create_sampling_client(base_model=model)
@@ -98,11 +99,12 @@ def run(bench: Bench, setting: LoraRankSetting) -> None:
         sft = replace(setting.sft, learning_rate=setting.sft.learning_rate * rate)
         student = fresh_student(bench.service, model, rank, bench.seed)
         imitate(run_name("sft", rank), sft, student, 1)
+        student = with_fresh_optimizer(bench.service, student, "imitated")
         opd = replace(setting.opd, seed=bench.seed, learning_rate=setting.opd.learning_rate * rate)
         with bench.record(run_name("opd", rank)) as record:
             train(
                 opd,
-                fresh_student(bench.service, model, rank, bench.seed),
+                student,
                 task,
                 renderer=renderer,
                 advantages=reverse_kl(teacher, clip=setting.kl_clip),
@@ -276,7 +278,7 @@ EXPERIMENT = Experiment(
                 prompts_per_step=512,
                 group_size=4,
                 max_tokens=4096,
-                learning_rate=5e-4,
+                learning_rate=1e-4,
                 decay_to=1.0,
                 evaluate_every=25,
             ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from cookbook.advantages import reverse_kl
@@ -21,12 +22,18 @@ from cookbook.experiments.conversation import (
     kept,
     knowledge_of,
     last_measured,
-    with_fresh_optimizer,
 )
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, panels
 from cookbook.experiments.statistics import Estimate, estimate, percent
-from cookbook.experiments.students import BaseModel, base_models, fresh_student, renderer_of, seeded
+from cookbook.experiments.students import (
+    BaseModel,
+    base_models,
+    fresh_student,
+    renderer_of,
+    seeded,
+    with_fresh_optimizer,
+)
 from cookbook.loop import TrainConfig, train
 from cookbook.measures import together
 from cookbook.scratch_model import ScratchConfig
@@ -150,7 +157,22 @@ def tables(results: Sequence[Result]) -> str:
         )
         post = [f"{value:.0%}" for value in PUBLISHED[name]] if name in PUBLISHED else ["", ""]
         lines.append(f"| {' | '.join([name, *(e.text(percent) for e in ours), *post])} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_by_kind(results)])
+
+
+def _by_kind(results: Sequence[Result]) -> list[str]:
+    """Behaviour by the kind of instruction: a mean over kinds hides what each lost and gained."""
+    kinds = sorted(_kinds_at_the_end(results[0], START))
+    lines = [f"| strict, by kind | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
+    for name in results[0].runs:
+        seeds = [_kinds_at_the_end(result, name) for result in results]
+        cells = [f"{fmean(seed[kind] for seed in seeds):.0%}" for kind in kinds]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return lines
+
+
+def _kinds_at_the_end(result: Result, name: str) -> Mapping[str, float]:
+    return [row["behaviour_by_kind"] for row in result.of(name) if row.get("behaviour_by_kind")][-1]
 
 
 def bars(results: Sequence[Result]) -> list[Bar]:

@@ -14,7 +14,9 @@ def result(rows: list[dict[str, Any]], seed: int = 0, **setting: Any) -> Result:
 
 
 def measured(run: str, step: int = 0, **figures: float) -> dict[str, Any]:
-    return {"run": run, "step": step, "behaviour_loose": figures.get("behaviour", 0.0), **figures}
+    behaviour = figures.get("behaviour", 0.0)
+    kinds = {"behaviour_by_kind": {"Title": behaviour, "Opening": 0.0}}
+    return {"run": run, "step": step, "behaviour_loose": behaviour, **kinds, **figures}
 
 
 # ---- E3 ----
@@ -49,6 +51,8 @@ def test_e3_shows_the_posts_figures_beside_ours():
     table = e3.tables([e3_result(documents=0.2, recovered=(0.76, 0.48))])
     assert "| documents | 80.0% | 20.0% | 20.0% | 43% | 45% |" in table
     assert "| mix + OPD | 76.0% | 48.0% | 48.0% | 41% | 83% |" in table
+    assert "| strict, by kind | Opening | Title |" in table
+    assert "| mix + OPD | 0% | 48% |" in table
 
 
 # ---- E6 ----
