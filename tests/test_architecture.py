@@ -158,6 +158,8 @@ ENTRANCES = ("tinkerlite_server.serve", "tinkerlite_server.local")
 ABOVE_SCHEDULER = ("tinkerlite_server.app", "tinkerlite_server.routes", *ENTRANCES)
 ENGINE = "tinkerlite_server.engine"
 PROTOCOLS = "tinkerlite_server.engine.protocols"
+LEAVES = ("tinkerlite_server.errors", "tinkerlite_server.durable")
+"""They stand on nothing else of the server, and everything may stand on them."""
 
 
 def test_only_the_engine_knows_tensors():
@@ -172,8 +174,10 @@ def test_only_app_routes_and_entrances_know_http():
 
 def test_the_engine_imports_nothing_above_it():
     inside = [i for i in imports_of(SERVER) if within(i.importer, ENGINE) and i.is_of("tinkerlite_server")]
-    wrong = [i for i in inside if not i.is_of(ENGINE, "tinkerlite_server.errors")]
+    wrong = [i for i in inside if not i.is_of(ENGINE, *LEAVES)]
     assert inside
+    leaves = [i for i in imports_of(SERVER) if within(i.importer, *LEAVES) and i.is_of("tinkerlite_server")]
+    assert not leaves, broken(leaves)
     assert not wrong, broken(wrong)
 
 
