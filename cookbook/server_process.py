@@ -36,9 +36,8 @@ def running_server(models: Sequence[str], data_dir: Path, log: Path) -> Generato
     """
     port = free_port()
     command = [sys.executable, "-m", "tinkerlite.cli", "serve", "--port", str(port)]
-    command += ["--stop-with-parent", str(os.getpid()), "--data-dir", str(data_dir)] + [
-        word for model in models for word in ("--model", model)
-    ]
+    command += ["--stop-with-parent", str(os.getpid()), "--data-dir", str(data_dir)]
+    command += [word for model in models for word in ("--model", model)]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as output:
         # In a session of its own, so that Ctrl-C reaches the client alone, and the block ends in order.

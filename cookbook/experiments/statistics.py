@@ -39,15 +39,19 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(fmean(values), t * stdev(values) / n**0.5, tuple(values))
 
 
-def is_no_loss(change: Estimate, margin: float) -> bool | None:
-    """Whether a change is no loss, give or take `margin`.
+MARGIN = 0.05
+"""Of a share, such as accuracy: what may be lost where nothing is said to be."""
 
-    Yes if its whole interval lies above -margin, no if it lies below 0. None if the seeds leave it open, as a
+
+def is_no_loss(change: Estimate) -> bool | None:
+    """Whether a change of a share is no loss, give or take MARGIN.
+
+    Yes if its whole interval lies above -MARGIN, no if it lies below 0. None if the seeds leave it open, as a
     single one does: noise alone is no evidence that nothing was lost.
     """
     if change.half is None:
         return None
-    if change.mean - change.half >= -margin:
+    if change.mean - change.half >= -MARGIN:
         return True
     return False if change.mean + change.half < 0 else None
 

@@ -162,11 +162,11 @@ def never(results: Any) -> list[Bar]:
 
 
 def test_noise_is_no_evidence_that_nothing_was_lost():
-    assert is_no_loss(estimate([0.01, 0.0, -0.01]), 0.05) is True
-    assert is_no_loss(estimate([-0.03, -0.031, -0.029]), 0.05) is True
-    assert is_no_loss(estimate([-0.2, -0.21, -0.19]), 0.05) is False
-    assert is_no_loss(estimate([0.2, -0.2, 0.0]), 0.05) is None
-    assert is_no_loss(estimate([0.2]), 0.05) is None
+    assert is_no_loss(estimate([0.01, 0.0, -0.01])) is True
+    assert is_no_loss(estimate([-0.03, -0.031, -0.029])) is True
+    assert is_no_loss(estimate([-0.2, -0.21, -0.19])) is False
+    assert is_no_loss(estimate([0.2, -0.2, 0.0])) is None
+    assert is_no_loss(estimate([0.2])) is None
 
 
 def test_an_estimate_has_the_interval_of_students_t():

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METHODS = ("sft", "opd")
-MARGIN = 0.05
-"""Accuracy by which LoRA may trail all weights where it is said to match them."""
 FULL = 0
 """The rank that stands for all weights."""
 
@@ -158,7 +156,7 @@ def matching_rank(accuracies: dict[int, Estimate]) -> int | None:
         if rank == FULL:
             continue
         change = estimate([lora - all_ for all_, lora in zip(full, accuracy.values, strict=True)])
-        if is_no_loss(change, MARGIN):
+        if is_no_loss(change):
             return rank
     return None
 

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from cookbook.advantages import group_relative, reverse_kl
+from cookbook.experiments.cost_model.experiment import PUBLISHED, PUBLISHED_FREE, PUBLISHED_PAID
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, curves, panels
 from cookbook.experiments.statistics import estimate, percent, times
@@ -46,7 +47,7 @@ from tinkerlite import TrainingClient
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BAR, BAR_PAID = 9.0, 29.5
+BAR, BAR_PAID = PUBLISHED_FREE, PUBLISHED_PAID
 """How many times dearer continued SFT is than OPD until the target: its data free, its data paid."""
 GREEDY = "greedy"
 """The run in which each way's end is examined without drawing."""
@@ -214,6 +215,8 @@ def tables(results: Sequence[Result]) -> str:
     """Where each way ended and what the target cost, then what OPD saved; the post's figures last."""
     seeds = [(str(result.seed), figures_of(result)) for result in results]
     ways = list(CONTINUATIONS.values())
+    sft, opd = PUBLISHED["SFT-2M"], PUBLISHED["OPD"]
+    paid = flops_text(sft.with_paid_data)
     parts = [
         _table(
             ["seed", "checkpoint", "teacher", "target", *(f"{name}: end" for name in ways)],
@@ -244,7 +247,7 @@ def tables(results: Sequence[Result]) -> str:
                 )
                 for number, seed in seeds
             ]
-            + [("post", "1.5e+21", "", "1.66e+20", "", "4.9e+21")],
+            + [("post", flops_text(sft.with_free_data), "", flops_text(opd.with_free_data), "", paid)],
         ),
         _table(
             ["cost of one of", *(f"{of}, for {name}" for name in DISTILLED.values() for of in _PRICES)],
@@ -259,7 +262,7 @@ def tables(results: Sequence[Result]) -> str:
                 )
                 for number, seed in seeds
             ]
-            + [("post", "9.0x", "29.5x", "", "", "", "")],
+            + [("post", times(PUBLISHED_FREE), times(PUBLISHED_PAID), "", "", "", "")],
         ),
     ]
     return "\n\n".join(parts) + "\n\n\\> and at least: the target was not reached with the operations spent."

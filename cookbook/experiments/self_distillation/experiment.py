@@ -17,7 +17,7 @@ from cookbook.examples import repeated
 from cookbook.experiments.conversation import ChatSetting, SampleSetting, columns, last_measured
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, panels
-from cookbook.experiments.statistics import Estimate, estimate, is_no_loss, percent
+from cookbook.experiments.statistics import MARGIN, Estimate, estimate, is_no_loss, percent
 from cookbook.experiments.students import BaseModel, base_models, fresh_student, renderer_of, seeded
 from cookbook.loop import TrainConfig, train
 from cookbook.measures import kl_measure, together
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 START = "start"
 METHODS = ("sft", "opd")
-MARGIN = 0.05
-"""Behaviour that may be lost where nothing is said to be."""
 OTHER_PROMPTS = 1_000_000
 """Added to the seed of the prompts on which distances are measured: none of those that are trained on."""
 MOVED = 0.01
@@ -163,8 +161,8 @@ def bars(results: Sequence[Result]) -> list[Bar]:
     found = outcomes(results)
     moved = [o for o in found if o.method == "sft" and o.kl.mean > MOVED]
     opd = [o for o in found if o.method == "opd"]
-    loses = [_negation(is_no_loss(o.change, MARGIN)) for o in moved]
-    keeps = [is_no_loss(o.change, MARGIN) for o in opd]
+    loses = [_negation(is_no_loss(o.change)) for o in moved]
+    keeps = [is_no_loss(o.change) for o in opd]
     return [
         Bar(
             claim="SFT on its own samples loses behaviour at every learning rate that moves the model",

@@ -16,7 +16,7 @@ from cookbook.contexts import shown_examples
 from cookbook.evaluation import evaluate
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, panels
-from cookbook.experiments.statistics import Estimate, estimate, is_no_loss, percent
+from cookbook.experiments.statistics import MARGIN, Estimate, estimate, is_no_loss, percent
 from cookbook.experiments.students import (
     BaseModel,
     base_models,
@@ -42,8 +42,6 @@ from tinkerlite import SamplingClient
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MARGIN = 0.05
-"""Accuracy that may be lost where nothing is said to be."""
 REACHED = 0.9
 """Share of the teacher's accuracy at which a student has arrived."""
 
@@ -238,7 +236,7 @@ def bars(results: Sequence[Result]) -> list[Bar]:
                     f"{100 * MARGIN:.0f} points"
                 ),
                 measured=difference.text(_points),
-                holds=is_no_loss(difference, MARGIN),
+                holds=is_no_loss(difference),
             )
         )
     bars.append(
