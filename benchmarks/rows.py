@@ -115,7 +115,8 @@ ROWS: tuple[Row, ...] = (
         "sample-mixed",
         "{groups} concurrent samples of mixed lengths, {prompt} + {tokens} tokens on average",
         work=Work(groups=200, prompt=64, tokens=64),
-        quick=Work(groups=24, prompt=16, tokens=16),
+        # As many in both sizes: the row is about more samples than run at once.
+        quick=Work(groups=200, prompt=16, tokens=8),
         ours=f"{_OURS}:sample_mixed",
         alternatives={"tinkerlite, uniform lengths": f"{_OURS}:sample"},
         floor=Floor.sample,

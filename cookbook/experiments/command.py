@@ -58,7 +58,9 @@ def run_seed(
     console: Console,
 ) -> None:
     """One seed on a server that runs and offers the models."""
-    with writing(experiment, size, seed, out) as metrics:
+    offered = service.get_server_capabilities().supported_models
+    dtypes = sorted({model.dtype for model in offered if model.model_name in models and model.dtype})
+    with writing(experiment, size, seed, out, dtypes) as metrics:
         bench = Bench(service=service, models=models, seed=seed, metrics=metrics, console=console)
         experiment.run(bench, experiment.sizes[size])
 

@@ -9,11 +9,12 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from cookbook.experiments import all_experiments
 from cookbook.experiments.experiment import Bar, Experiment, Result, Size
-from cookbook.experiments.results import check_one_setting, load_results
+from cookbook.experiments.results import changed_since, check_one_setting, load_results
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS_PAGE = ROOT / "docs" / "results.md"
@@ -125,16 +126,29 @@ def _measured(experiment: Experiment[Any], figure: str) -> str:
             parts.append(f"**{size.capitalize()}**: {NOT_RUN} (`{command}`).")
             continue
         check_one_setting(results)
-        header = results[0].header
-        seeds = " ".join(str(result.seed) for result in results)
-        minutes = sum(result.header["seconds"] for result in results) / len(results) / 60
+        changes = changed_since(experiment, results[0])
         parts += [
-            f"**{size.capitalize()}**: seeds {seeds}, {minutes:.1f} minutes each on {header['hardware']}.",
+            f"**{size.capitalize()}**: {_made_on(results)}.",
+            f"Settings have changed since: {'; '.join(changes)}." if changes else "",
             experiment.tables(results).strip(),
             "\n".join(f"- {bar.claim}: {bar.measured}. {_verdict(bar)}" for bar in experiment.bars(results)),
             f"![{experiment.title}]({figure.format(size=size)})",
         ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _made_on(results: Sequence[Result]) -> str:
+    """Seeds, minutes and machine, for every machine by itself."""
+    by_machine: dict[str, list[Result]] = {}
+    for result in results:
+        machine = ", ".join(filter(None, (result.header["hardware"], result.header.get("dtype"))))
+        by_machine.setdefault(machine, []).append(result)
+    return "; ".join(
+        f"seed{'s' * (len(own) > 1)} {' '.join(str(result.seed) for result in own)}, "
+        f"{fmean(result.header['seconds'] for result in own) / 60:.1f} minutes{' each' * (len(own) > 1)} "
+        f"on {machine}"
+        for machine, own in by_machine.items()
+    )
 
 
 def _verdict(bar: Bar) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
 import time
@@ -28,11 +29,12 @@ def result_file(folder: Path, size: Size, seed: int) -> Path:
 
 @contextmanager
 def writing(
-    experiment: Experiment[Any], size: Size, seed: int, folder: Path
+    experiment: Experiment[Any], size: Size, seed: int, folder: Path, dtypes: Sequence[str] = ()
 ) -> Generator[MetricsFile, None, None]:
     """A metrics file with its header, which takes its place when the block ends well.
 
     A run that fails or is interrupted leaves its rows in NAME.part, and earlier results as they were.
+    `dtypes` are those that the server multiplies in, as far as it says.
     """
     path = result_file(folder, size, seed)
     part = path.with_suffix(".part")
@@ -47,6 +49,7 @@ def writing(
                 "hardware": hardware(),
                 "python": platform.python_version(),
                 "torch": _version("torch"),
+                "dtype": ", ".join(dtypes) or None,
                 "setting": asdict(experiment.sizes[size]),
             }
         )
@@ -74,6 +77,25 @@ def check_one_setting(results: Sequence[Result]) -> None:
                 f"seeds {results[0].seed} and {other.seed} of {results[0].header['experiment']} were run "
                 "with different settings; run one of them again"
             )
+
+
+def changed_since(experiment: Experiment[Any], result: Result) -> list[str]:
+    """Settings that are not what they were when this result was made: "learn.steps 80, now 60".
+
+    Fields that have come since are left out: they meant nothing then.
+    """
+    now = json.loads(json.dumps(asdict(experiment.sizes[result.header["size"]])))
+    return _changes(result.header["setting"], now)
+
+
+def _changes(then: Any, now: Any, name: str = "") -> list[str]:
+    if isinstance(then, dict) and isinstance(now, dict):
+        return [
+            change
+            for key, value in then.items()
+            for change in _changes(value, now.get(key), f"{name}.{key}".strip("."))
+        ]
+    return [] if then == now else [f"`{name}` {then}, now {now}"]
 
 
 def _load(file: Path) -> Result:

@@ -35,7 +35,7 @@ from cookbook.experiments.students import (
     with_fresh_optimizer,
 )
 from cookbook.loop import TrainConfig, train
-from cookbook.measures import together
+from cookbook.measures import known_at_first, together
 from cookbook.metrics import Row
 from cookbook.mixing import MixedTask
 from cookbook.rollouts import Task
@@ -64,9 +64,10 @@ class ContinualLearningSetting:
     """Longest answer to a question, in tokens."""
     chat: ChatSetting
     samples: SampleSetting
-    """The chat in a round's mix, by the model as it was before the round."""
+    """What rehearses in a round's mix, in the words of the model as it was before the round: chat and,
+    from the second round on, as many answers to questions about earlier rounds."""
     document_share: float
-    """Of the examples of the learning phase."""
+    """Of the examples of the learning phase; the others rehearse."""
     learn: SupervisedConfig
     recover: TrainConfig
     kl_clip: float | None
@@ -105,31 +106,35 @@ def run(bench: Bench, setting: ContinualLearningSetting) -> None:
     )
     chat = setting.chat.prompts()
     earlier = saved_sampler(bench.service, student, "start")
-    bench.note(START, step=0, **measure(earlier))
+    figures = measure(earlier)
+    bench.note(START, step=0, **figures)
     for number, part in enumerate(parts, 1):
         seed = bench.seed * setting.rounds + number  # other chat and other documents every round
-        samples = setting.samples.examples(earlier, chat, renderer, seed)
+        rehearsal = _rehearsal(chat, company, parts[: number - 1])
+        samples = setting.samples.examples(earlier, rehearsal, renderer, seed)
         with bench.record(learning(number), columns(*names)) as record:
-            train_on_examples(
+            rows = train_on_examples(
                 seeded(setting.learn, seed),
                 student,
                 documents_and_chat(part, samples, setting.document_share, tokenizer, seed),
-                measure=measure,
+                measure=known_at_first(measure, figures),
                 record=record,
             )
+        figures = {name: rows[-1][name] for name in figures}
         student = with_fresh_optimizer(bench.service, student, f"learned-{number}")
         teacher = Teacher(earlier, tokenizer)
         with bench.record(recovery(number), columns(*names)) as record:
-            train(
+            rows = train(
                 seeded(setting.recover, seed),
                 student,
-                _rehearsal(chat, company, parts[: number - 1]),
+                rehearsal,
                 renderer=renderer,
                 advantages=reverse_kl(teacher, clip=setting.kl_clip),
                 teacher=teacher,
-                measure=measure,
+                measure=known_at_first(measure, figures),
                 record=record,
             )
+        figures = {name: rows[-1][name] for name in figures}
         student = with_fresh_optimizer(bench.service, student, f"recovered-{number}")
         earlier = saved_sampler(bench.service, student, f"round-{number}")
 
@@ -286,19 +291,19 @@ EXPERIMENT = Experiment(
             products=4,
             answer_tokens=24,
             chat=ChatSetting(),
-            samples=SampleSetting(prompts=64),
+            samples=SampleSetting(),
             document_share=0.7,
             learn=SupervisedConfig(
-                steps=80, batch_size=8, learning_rate=2e-3, decay_to=0.1, evaluate_every=40
+                steps=60, batch_size=8, learning_rate=1e-3, decay_to=0.1, evaluate_every=60
             ),
             recover=TrainConfig(
-                steps=12,
-                prompts_per_step=32,
+                steps=16,
+                prompts_per_step=24,
                 group_size=1,
                 max_tokens=48,
                 learning_rate=4e-4,
                 decay_to=0.1,
-                evaluate_every=12,
+                evaluate_every=16,
             ),
             kl_clip=None,
         ),

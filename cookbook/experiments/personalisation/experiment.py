@@ -35,7 +35,7 @@ from cookbook.experiments.students import (
     with_fresh_optimizer,
 )
 from cookbook.loop import TrainConfig, train
-from cookbook.measures import together
+from cookbook.measures import known_at_first, together
 from cookbook.scratch_model import ScratchConfig
 from cookbook.supervised import SupervisedConfig, train_on_examples
 from cookbook.teachers import Teacher
@@ -95,16 +95,17 @@ def run(bench: Bench, setting: PersonalisationSetting) -> None:
     measure = together(
         knowledge_of(company, company, renderer, setting.answer_tokens), setting.chat.behaviour(renderer)
     )
-    bench.note(START, step=0, **measure(original))
+    start = measure(original)
+    bench.note(START, step=0, **start)
     samples = setting.samples.examples(original, chat, renderer, bench.seed)
     for share in setting.document_shares:
         student = fresh_student(bench.service, model, setting.rank, bench.seed)
         with bench.record(share_name(share), columns("knowledge")) as record:
-            train_on_examples(
+            rows = train_on_examples(
                 seeded(setting.learn, bench.seed),
                 student,
                 documents_and_chat(company, samples, share, tokenizer, bench.seed),
-                measure=measure,
+                measure=known_at_first(measure, start),
                 record=record,
             )
         if share == setting.recovered_share:
@@ -118,7 +119,7 @@ def run(bench: Bench, setting: PersonalisationSetting) -> None:
                     renderer=renderer,
                     advantages=reverse_kl(teacher, clip=setting.kl_clip),
                     teacher=teacher,
-                    measure=measure,
+                    measure=known_at_first(measure, {name: rows[-1][name] for name in start}),
                     record=record,
                 )
 

@@ -20,7 +20,7 @@ from cookbook.experiments.figures import COLOURS, as_percent, panels
 from cookbook.experiments.statistics import MARGIN, Estimate, estimate, is_no_loss, percent
 from cookbook.experiments.students import BaseModel, base_models, fresh_student, renderer_of, seeded
 from cookbook.loop import TrainConfig, train
-from cookbook.measures import kl_measure, together
+from cookbook.measures import kl_measure, known_at_first, together
 from cookbook.scratch_model import ScratchConfig
 from cookbook.supervised import SupervisedConfig, train_on_examples
 from cookbook.teachers import Teacher
@@ -77,7 +77,8 @@ def run(bench: Bench, setting: SelfDistillationSetting) -> None:
         seed=bench.seed + OTHER_PROMPTS,
     )
     measure = together(setting.chat.behaviour(renderer), distance)
-    bench.note(START, step=0, **measure(original))
+    start = measure(original)
+    bench.note(START, step=0, **start)
     samples = setting.samples.examples(original, chat, renderer, bench.seed)
     for rate in setting.learning_rates:
         student = fresh_student(bench.service, model, setting.rank, bench.seed)
@@ -86,7 +87,7 @@ def run(bench: Bench, setting: SelfDistillationSetting) -> None:
                 replace(seeded(setting.sft, bench.seed), learning_rate=rate),
                 student,
                 repeated(samples, bench.seed),
-                measure=measure,
+                measure=known_at_first(measure, start),
                 record=record,
             )
         student = fresh_student(bench.service, model, setting.rank, bench.seed)
@@ -98,7 +99,7 @@ def run(bench: Bench, setting: SelfDistillationSetting) -> None:
                 renderer=renderer,
                 advantages=reverse_kl(teacher),
                 teacher=teacher,
-                measure=measure,
+                measure=known_at_first(measure, start),
                 record=record,
             )
 
