@@ -128,7 +128,7 @@ def _measured(experiment: Experiment[Any], figure: str) -> str:
         check_one_setting(results)
         changes = changed_since(experiment, results[0])
         parts += [
-            f"**{size.capitalize()}**: {_made_on(results)}.",
+            f"**{size.capitalize()}**: {made_on(results)}.",
             f"Settings have changed since: {'; '.join(changes)}." if changes else "",
             experiment.tables(results).strip(),
             "\n".join(f"- {bar.claim}: {bar.measured}. {_verdict(bar)}" for bar in experiment.bars(results)),
@@ -137,7 +137,7 @@ def _measured(experiment: Experiment[Any], figure: str) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _made_on(results: Sequence[Result]) -> str:
+def made_on(results: Sequence[Result]) -> str:
     """Seeds, minutes and machine, for every machine by itself."""
     by_machine: dict[str, list[Result]] = {}
     for result in results:

@@ -21,12 +21,19 @@ from cookbook.experiments.pages import (
     RESULTS_PAGE,
     SHOWN_SIZES,
     digest,
+    made_on,
     readme_block,
     results_page,
     shown_block,
     write_figure,
 )
-from cookbook.experiments.results import check_one_setting, load_results, result_file, writing
+from cookbook.experiments.results import (
+    changed_since,
+    check_one_setting,
+    load_results,
+    result_file,
+    writing,
+)
 from cookbook.experiments.statistics import estimate, is_no_loss, percent
 from tinkerlite import ServiceClient
 
@@ -101,6 +108,7 @@ def test_the_command_starts_a_server_runs_its_seeds_and_says_where_everything_is
     [result] = load_results(experiment_named("rl_teacher"), "smoke", tmp_path)
     assert result.seed == 3
     assert result.header["command"] == "python -m cookbook.experiments.rl_teacher --size smoke --seeds 3"
+    assert result.header["dtype"] == "float32"  # tests pin it
     assert (tmp_path / "figure-smoke.png").exists()
     assert "figure-smoke.png" in ended.stdout.replace("\n", "")
 
@@ -129,6 +137,30 @@ def test_results_are_in_place_only_once_they_are_complete(tmp_path: Path):
     assert result.header["setting"]["rank"] == 4
     assert result.header["seconds"] >= 0
     assert result_file(tmp_path, "smoke", 0).with_suffix(".part").exists()
+
+
+def test_a_page_says_which_settings_have_changed_since_its_results(tmp_path: Path):
+    experiment = experiment_named("rl_teacher")
+    with writing(experiment, "smoke", 0, tmp_path):
+        pass
+    [result] = load_results(experiment, "smoke", tmp_path)
+    assert changed_since(experiment, result) == []
+    now = experiment.sizes["smoke"]
+    changed = replace(now, rank=now.rank + 1, opd=replace(now.opd, learning_rate=0.5))
+    assert changed_since(replace(experiment, sizes={"smoke": changed}), result) == [
+        f"`rank` {now.rank}, now {now.rank + 1}",
+        f"`opd.learning_rate` {now.opd.learning_rate}, now 0.5",
+    ]
+
+
+def test_a_page_says_where_each_seed_was_made():
+    def result(seed: int, minutes: float, hardware: str, **more: str) -> Result:
+        return Result(seed=seed, header={"hardware": hardware, "seconds": 60 * minutes, **more}, rows=[])
+
+    old, new = result(0, 5, "2 cores of A"), result(1, 10, "2 cores of B", dtype="float32")
+    assert made_on([old, new, result(2, 20, "2 cores of B", dtype="float32")]) == (
+        "seed 0, 5.0 minutes on 2 cores of A; seeds 1 2, 15.0 minutes each on 2 cores of B, float32"
+    )
 
 
 def test_seeds_of_different_settings_are_not_averaged():

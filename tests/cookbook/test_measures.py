@@ -16,7 +16,7 @@ from cookbook.instructions.kinds import kinds
 from cookbook.instructions.scores import score
 from cookbook.instructions.task import InstructionTask
 from cookbook.loop import TrainConfig, train
-from cookbook.measures import behaviour_measure, kl_measure, knowledge_measure, together
+from cookbook.measures import behaviour_measure, kl_measure, knowledge_measure, known_at_first, together
 from cookbook.metrics import Row
 from cookbook.renderers import Renderer
 from cookbook.supervised import SupervisedConfig, train_on_examples
@@ -85,6 +85,18 @@ def test_a_loop_measures_what_it_is_given_in_place_of_accuracy(
     )
     assert [row.get("measured") for row in rows] == [True, None, True]
     assert not any("accuracy" in row for row in rows)
+
+
+def test_what_is_known_of_a_run_before_it_begins_is_not_measured_again(base: SamplingClient):
+    asked: list[SamplingClient] = []
+
+    def measure(sampler: SamplingClient) -> Row:
+        asked.append(sampler)
+        return {"behaviour": 0.25}
+
+    measured = known_at_first(measure, {"behaviour": 0.5})
+    assert [measured(base)["behaviour"] for _ in range(3)] == [0.5, 0.25, 0.25]
+    assert len(asked) == 2
 
 
 def test_a_document_that_is_repeated_is_learned(
