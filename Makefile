@@ -2,6 +2,7 @@
 #
 #   make demo            watch a student learn from a teacher (about 5 minutes on two CPU cores)
 #   make test, make lint what CI runs
+#   make test-gpu        the engine on a CUDA device against the engine on the processor
 #   make serve MODEL=... a server on http://127.0.0.1:8000
 #   make readme          write what the command says into the README again
 #   make experiments     the small size of all experiments, hours; SEEDS="0 1 2" EXPERIMENTS="rl_teacher"
@@ -32,7 +33,7 @@ OFFICIAL   = TINKERLITE_OFFICIAL_PYTHON=$(abspath $(COMPAT)/bin/python) \
              TINKERLITE_OLDER_SDKS=$(abspath $(COMPAT)/older) \
              TINKERLITE_COOKBOOK_TESTS=$(abspath $(COMPAT)/$(COOKBOOK))
 
-.PHONY: setup demo test lint format serve readme experiments bench bench-envs notebook proto clean
+.PHONY: setup demo test test-gpu lint format serve readme experiments bench bench-envs notebook proto clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.dev $(COMPAT)/.stamp
@@ -80,6 +81,10 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.dev $(COMPAT)/.stamp
 	$(OFFICIAL) $(BIN)/python -m pytest $(TESTS)
+
+# On a machine with a CUDA device; everyone else's tests leave these out.
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from cookbook.machine import commit
 
 PACKAGES = ("tinkerlite", "tinkerlite-server", "torch", "transformers", "peft", "numpy", "tinker")
 MATRIX_FLAGS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16", "sve", "asimd")
@@ -33,7 +34,7 @@ def describe(dtype: str, threads: int) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **_versions()},
         "load_average": list(os.getloadavg()),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit(),
         "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         "dtype": dtype,
     }
@@ -70,13 +71,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _commit() -> str | None:
-    """The commit that was measured; "+" says that files differ from it."""
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")

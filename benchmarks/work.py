@@ -6,6 +6,8 @@ Knows nothing about who does it, so it imports neither torch nor the client.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -130,11 +132,18 @@ class Unavailable(Exception):
     """A measurement that cannot be made here; the message says what is missing."""
 
 
+measured_in: ContextVar[Callable[[], AbstractContextManager[object]]] = ContextVar(
+    "measured_in", default=nullcontext
+)
+"""What a measurement stands in: nothing, or a profiler."""
+
+
 def timed(once: Callable[[int], None], repeats: int) -> list[float]:
     """Seconds that each of `once(1)`, `once(2)`, ... takes. Warm up first, with `once(0)` or with less."""
     seconds: list[float] = []
-    for repetition in range(1, repeats + 1):
-        started = perf_counter()
-        once(repetition)
-        seconds.append(perf_counter() - started)
+    with measured_in.get()():
+        for repetition in range(1, repeats + 1):
+            started = perf_counter()
+            once(repetition)
+            seconds.append(perf_counter() - started)
     return seconds

@@ -27,7 +27,7 @@ ROLES = ("system", "user", "assistant")
 
 
 class ChatFileError(ValueError):
-    """A file without usable prompts, or a line of another shape; the message names it."""
+    """No file, one without usable prompts, or a line of another shape; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class ChatPrompts:
     longest: int = 4000
     """Characters; longer prompts are left out, since few fit a context together with their reply."""
     name: str = "chat"
+
+    def __post_init__(self) -> None:
+        """Raises `ChatFileError` if there is no such file: at once, not when a run needs it."""
+        if not self.path.is_file():
+            raise ChatFileError(f"there is no file {self.path}: {__name__} says where it comes from")
 
     def training_problems(self, seed: int) -> Iterator[Problem]:
         """All prompts but the held-out ones in a random order, again and again."""

@@ -27,6 +27,7 @@ from rich.markup import escape
 from cookbook.advantages import AdvantageFn, group_relative, reverse_kl
 from cookbook.evaluation import Evaluation, evaluate
 from cookbook.exhibits import Exhibit, exhibit_rollouts
+from cookbook.guards import RunStopped
 from cookbook.keeping import recorder
 from cookbook.loop import TrainConfig, evaluation_figures, train
 from cookbook.machine import hardware, peak_rss_mib
@@ -281,6 +282,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = seeded(DemoConfig(), given.seed)
         run_demo(config, given.out, given.base_url, Console(highlight=False))
+    except RunStopped as reason:
+        raise SystemExit(f"stopped at {reason}") from reason
     except KeyboardInterrupt:
         print("\nInterrupted; the server is stopped.", file=sys.stderr)
         return 130

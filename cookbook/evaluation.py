@@ -24,6 +24,8 @@ class Evaluation:
     """Which of the held-out problems were answered correctly, in order."""
 
     correct: tuple[bool, ...]
+    truncated: float = 0.0
+    """Share of the replies that were cut."""
 
     @property
     def accuracy(self) -> float:
@@ -41,8 +43,10 @@ def evaluate(
 ) -> Evaluation:
     """Answer every problem once, greedily; a truncated reply counts as it stands."""
     replies = greedy_replies(sampler, problems, renderer=renderer, max_tokens=max_tokens)
+    grades = [task.grade(problem, reply.text) for problem, reply in zip(problems, replies, strict=True)]
     return Evaluation(
-        tuple(task.grade(problem, reply).correct for problem, reply in zip(problems, replies, strict=True))
+        correct=tuple(grade.correct for grade in grades),
+        truncated=sum(reply.truncated for reply in replies) / len(replies),
     )
 
 
@@ -51,6 +55,8 @@ class SampledEvaluation:
     """How often each of the held-out problems was answered correctly, of several samples each."""
 
     shares: tuple[float, ...]
+    truncated: float = 0.0
+    """Share of the replies that were cut."""
 
     @property
     def accuracy(self) -> float:
@@ -95,15 +101,26 @@ def evaluate_sampled(
         max_tokens=max_tokens,
         seed=seed,
     )
+    cut = [t.truncated for group in groups for t in group.trajectories]
     return SampledEvaluation(
-        tuple(sum(t.grade.correct for t in group.trajectories) / samples for group in groups)
+        shares=tuple(sum(t.grade.correct for t in group.trajectories) / samples for group in groups),
+        truncated=sum(cut) / len(cut),
     )
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said when asked once."""
+
+    text: str
+    truncated: bool
+    """Cut at its longest, not ended."""
 
 
 def greedy_replies(
     sampler: SamplingClient, problems: Sequence[Problem], *, renderer: Renderer, max_tokens: int
-) -> list[str]:
-    """The text of one greedy reply to each problem, cut at max_tokens.
+) -> list[Reply]:
+    """One greedy reply to each problem, cut at max_tokens.
 
     What a reasoning model thinks before it answers, up to `</think>`, is not part of its reply.
     """
@@ -117,8 +134,15 @@ def greedy_replies(
         )
         for problem in problems
     ]
-    texts = [renderer.parse(response.result().sequences[0].tokens).text for response in pending]
-    return [text.rpartition(END_OF_THOUGHT)[2].lstrip() if END_OF_THOUGHT in text else text for text in texts]
+    sequences = [response.result().sequences[0] for response in pending]
+    return [
+        Reply(_after_thoughts(renderer.parse(sequence.tokens).text), sequence.stop_reason == "length")
+        for sequence in sequences
+    ]
+
+
+def _after_thoughts(text: str) -> str:
+    return text.rpartition(END_OF_THOUGHT)[2].lstrip() if END_OF_THOUGHT in text else text
 
 
 def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +109,24 @@ class ModelShape:
     def of_tokenizer(cls, tokenizer: Any, *, rank: int = 0, trains_adapter: bool = True) -> ModelShape:
         """From the config.json that servers of this project hand out beside the tokenizer's files.
 
+        Other servers name a tokenizer of the hub, whose model has a configuration there.
+
         Raises:
             UnknownShape: there is none; use `from_config` with one of your own.
         """
-        file = Path(str(tokenizer.name_or_path)) / "config.json"
-        if not file.is_file():
-            raise UnknownShape(f"there is no config.json beside the tokenizer {tokenizer.name_or_path!r}")
-        config = json.loads(file.read_text(encoding="utf-8"))
+        name = str(tokenizer.name_or_path)
+        file = Path(name) / "config.json"
+        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else _config_from_hub(name)
         return cls.from_config(config, rank=rank, trains_adapter=trains_adapter)
+
+
+def _config_from_hub(name: str) -> dict[str, Any]:
+    transformers: Any = import_module("transformers")  # takes seconds, and only this needs it
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UnknownShape(f"there is no config.json beside the tokenizer {name!r}") from error
+    return dict(config.get_text_config().to_dict())
 
 
 def forward_flops(shape: ModelShape, work: Work) -> float:

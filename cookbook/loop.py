@@ -200,8 +200,12 @@ def finish_row(row: dict[str, Any], rows: list[Row], record: Record, *, stop: bo
 
 
 def evaluation_figures(evaluation: Evaluation | SampledEvaluation) -> Row:
-    """Accuracy and its 95% interval, as every recipe records them."""
-    return {"accuracy": evaluation.accuracy, "accuracy_interval": list(evaluation.interval)}
+    """Accuracy, its 95% interval, and the share of replies that were cut, as every recipe records them."""
+    return {
+        "accuracy": evaluation.accuracy,
+        "accuracy_interval": list(evaluation.interval),
+        "replies_truncated": evaluation.truncated,
+    }
 
 
 def accuracy_measure(

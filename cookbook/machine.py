@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +22,21 @@ def peak_rss_mib() -> float:
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return (own + child) / unit
+
+
+def commit() -> str | None:
+    """The commit of this project that runs; "+" says that files differ from it. None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        head = _git("rev-parse", "HEAD", cwd=folder)
+        changed = _git("status", "--porcelain", cwd=folder)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if changed else "")
+
+
+def _git(*words: str, cwd: Path) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=cwd).stdout.strip()
 
 
 def _processor() -> str:

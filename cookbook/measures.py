@@ -26,7 +26,7 @@ def behaviour_measure(problems: Sequence[Problem], *, renderer: Renderer, max_to
 
     def measure(sampler: SamplingClient) -> Row:
         replies = greedy_replies(sampler, problems, renderer=renderer, max_tokens=max_tokens)
-        scores = score(asked, replies)
+        scores = score(asked, [reply.text for reply in replies])
         return {
             "behaviour": scores.prompt_strict,
             "behaviour_loose": scores.prompt_loose,

@@ -85,11 +85,11 @@ class RoutedTeachers:
 
     def score(self, groups: Sequence[Group]) -> list[list[Floats]]:
         """See `Teacher.score`."""
-        return self._routed(groups, Teacher.score)
+        return self._routed(groups, lambda teacher, own: teacher.score(own))
 
     def score_alternatives(self, groups: Sequence[Group]) -> list[list[Floats]]:
         """See `Teacher.score_alternatives`."""
-        return self._routed(groups, Teacher.score_alternatives)
+        return self._routed(groups, lambda teacher, own: teacher.score_alternatives(own))
 
     def top_k(self, groups: Sequence[Group], k: int) -> list[list[TopkLogprobs]]:
         """See `Teacher.top_k`."""

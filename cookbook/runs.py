@@ -149,7 +149,7 @@ def open_on_policy_run(
             theirs = sampler.get_tokenizer()
             layout = choose("renderer", own or setup.renderer, RENDERERS)(theirs)
             teacher = ByteSpanTeacher(sampler, renderer, layout)
-            probe = examine_teacher(Teacher(sampler, theirs), task, layout, theirs)
+            probe = examine_teacher(Teacher(sampler, theirs), task, layout, theirs, student=renderer)
         else:
             teacher = Teacher(
                 sampler, tokenizer, choose("renderer", own, RENDERERS)(tokenizer) if own else None

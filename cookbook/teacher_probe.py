@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -91,14 +91,22 @@ def probe_teacher(
     )
 
 
-def examine_teacher(teacher: Teacher, task: Task, renderer: Renderer, tokenizer: Tokenizer) -> TeacherProbe:
-    """Probe a teacher on a few training problems, in its own layout and in all others that there are."""
+def examine_teacher(
+    teacher: Teacher, task: Task, renderer: Renderer, tokenizer: Tokenizer, student: Renderer | None = None
+) -> TeacherProbe:
+    """Probe a teacher on a few training problems, in its own layout and in all others that there are.
+
+    `student` lays prompts out for a student with another tokenizer than `tokenizer`, which is the teacher's.
+    """
     layouts: dict[str, Renderer] = {}
     for name, make in RENDERERS.items():
         with suppress(RendererError):  # not a layout of this tokenizer
             layouts[name] = make(tokenizer)
     problems = list(islice(task.training_problems(0), PROBED_PROBLEMS))
-    return probe_teacher(teacher, problems, renderer=renderer, layouts=layouts)
+    probe = probe_teacher(teacher, problems, renderer=renderer, layouts=layouts)
+    if student is None:
+        return probe
+    return replace(probe, student_reads=student.text(student.generation_prompt(problems[0].messages)))
 
 
 def _answer(problem: Problem, prompt: Sequence[int], renderer: Renderer) -> list[int]:

@@ -15,25 +15,35 @@ from rich.console import Console
 from cookbook.experiments.experiment import Bench, Experiment, Size
 from cookbook.experiments.pages import write_figure, write_pages
 from cookbook.experiments.results import load_results, result_file, writing
+from cookbook.guards import RunStopped
 from cookbook.runs import connect
 from cookbook.server_process import running_server
 from tinkerlite import ServiceClient
 
 
 def main(experiment: Experiment[Any], argv: Sequence[str] | None = None) -> int:
-    """Run the seeds that the command line names, then make tables and figure; returns an exit status."""
+    """Run the seeds that the command line names, then make tables and figure; returns an exit status.
+
+    A seed that a guard stops has no results; the others go on.
+    """
     given = _parse(experiment, argv)
     out: Path = given.out or default_out(experiment, given.size)
     console = Console(highlight=False)
     if find_spec("matplotlib") is None:  # an hour of runs must not end in this
         console.print("figures need matplotlib, which is not installed: pip install --group experiments")
         return 2
-    if not given.no_run:
-        for seed in given.seeds:
-            console.rule(f"{experiment.number} {experiment.title}: {given.size}, seed {seed}")
+    stopped = False
+    seeds: list[int] = [] if given.no_run else given.seeds
+    for seed in seeds:
+        console.rule(f"{experiment.number} {experiment.title}: {given.size}, seed {seed}")
+        file = result_file(out, given.size, seed)
+        try:
             with tempfile.TemporaryDirectory() as scratch:
                 _run(experiment, given.size, seed, given.base_url, Path(scratch), out, console)
-            console.print(f"results: {result_file(out, given.size, seed)}")
+            console.print(f"results: {file}")
+        except RunStopped as reason:
+            stopped = True
+            console.print(f"seed {seed} stopped at {reason}\nits rows: {file.with_suffix('.part')}")
     results = load_results(experiment, given.size, out)
     if not results:
         console.print(f"no results of size {given.size} in {out}")
@@ -45,7 +55,7 @@ def main(experiment: Experiment[Any], argv: Sequence[str] | None = None) -> int:
         write_pages([experiment])
     else:
         console.print(f"figure: {write_figure(experiment, results, out)}")
-    return 0
+    return 1 if stopped else 0
 
 
 def run_seed(

@@ -32,7 +32,7 @@ INTRODUCTION = """\
 What the experiments of the cookbook found, next to what the on-policy distillation post (Lu et al. 2025,
 doi 10.64434/tml.20251026) reports. `python -m cookbook.experiments pages` makes this page from the result
 files in `cookbook/experiments/NAME/results`, and a test checks that it is up to date. ± is a 95% interval
-over seeds (Student's t). A small setting fits two CPU cores and about 20 minutes a seed: it can agree with
+over seeds (Student's t). A small setting fits two CPU cores and some 20 minutes a seed: it can agree with
 the post in shape, and where it does not, the table says so."""
 
 

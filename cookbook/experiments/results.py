@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cookbook.experiments.experiment import Experiment, Result, Size
-from cookbook.machine import hardware
-from cookbook.metrics import MetricsFile, read_metrics
+from cookbook.machine import commit, hardware
+from cookbook.metrics import MetricsFile, Row, read_metrics
 
 HEADER = "header"
 """The run's name in the first row of a file, and `END` in its last."""
@@ -49,6 +49,7 @@ def writing(
                 "hardware": hardware(),
                 "python": platform.python_version(),
                 "torch": _version("torch"),
+                "commit": commit(),
                 "dtype": ", ".join(dtypes) or None,
                 "setting": asdict(experiment.sizes[size]),
             }
@@ -88,14 +89,14 @@ def changed_since(experiment: Experiment[Any], result: Result) -> list[str]:
     return _changes(result.header["setting"], now)
 
 
-def _changes(then: Any, now: Any, name: str = "") -> list[str]:
-    if isinstance(then, dict) and isinstance(now, dict):
-        return [
-            change
-            for key, value in then.items()
-            for change in _changes(value, now.get(key), f"{name}.{key}".strip("."))
-        ]
-    return [] if then == now else [f"`{name}` {then}, now {now}"]
+def _changes(then: Row, now: Row, within: str = "") -> list[str]:
+    found: list[str] = []
+    for name, value in then.items():
+        if isinstance(value, dict) and isinstance(now.get(name), dict):
+            found += _changes(cast(Row, value), now[name], f"{within}{name}.")
+        elif value != now.get(name):
+            found.append(f"`{within}{name}` {value}, now {now.get(name)}")
+    return found
 
 
 def _load(file: Path) -> Result:

@@ -7,17 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from cookbook.experiments.experiment import Bench
 from cookbook.experiments.nomenclator import NOMENCLATOR
 from cookbook.ledger import Ledger, ModelShape, ledger
 from cookbook.loop import Measure, TrainConfig, accuracy_measure, sampled_accuracy_measure
 from cookbook.mathematics import MathTask, reasoning_examples
 from cookbook.metrics import Row
-from cookbook.renderers import RenderedExample, Renderer, chatml
+from cookbook.renderers import RenderedExample, Renderer, Tokenizer, chatml
 from cookbook.rollouts import Task
 from cookbook.runs import choose
 from cookbook.scratch_model import ScratchConfig, write_scratch_model
 from cookbook.supervised import SupervisedConfig, with_answer
 from cookbook.tasks import TASKS
+from cookbook.teacher_probe import examine_teacher
+from cookbook.teachers import Teacher
 from tinkerlite import SamplingClient, ServiceClient, TrainingClient
 
 TrainingConfig = TypeVar("TrainingConfig", TrainConfig, SupervisedConfig)
@@ -98,6 +101,20 @@ def saved_sampler(service: ServiceClient, trainer: TrainingClient, name: str) ->
     path = trainer.save_weights_for_sampler(name).result().path
     assert path is not None  # named weights have a path
     return service.create_sampling_client(model_path=path)
+
+
+def probed_teacher(
+    bench: Bench, sampler: SamplingClient, student: Tokenizer, task: Task, renderer: Renderer
+) -> Teacher:
+    """A teacher for a student with this tokenizer, examined before anything depends on it.
+
+    Raises:
+        VocabularyMismatch, CapabilityError: see `Teacher` and `probe_teacher`.
+    """
+    teacher = Teacher(sampler, student)
+    probe = examine_teacher(teacher, task, renderer, student)
+    bench.console.print("\n".join(probe.lines()), markup=False)
+    return teacher
 
 
 def with_fresh_optimizer(service: ServiceClient, trainer: TrainingClient, name: str) -> TrainingClient:

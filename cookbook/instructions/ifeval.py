@@ -62,7 +62,7 @@ INSTRUCTIONS: dict[str, Callable[[Arguments], Instruction]] = {
 
 
 class BenchmarkFileError(ValueError):
-    """A line that is not of IFEval's shape; the message names file and line."""
+    """No file, or a line that is not of IFEval's shape; the message names them."""
 
 
 def load_ifeval(path: Path, *, limit: int | None = None) -> list[InstructedProblem]:
@@ -73,8 +73,10 @@ def load_ifeval(path: Path, *, limit: int | None = None) -> list[InstructedProbl
         limit: only so many from the start.
 
     Raises:
-        BenchmarkFileError: a line cannot be read, or names an unknown instruction.
+        BenchmarkFileError: there is no such file, or a line cannot be read or names an unknown instruction.
     """
+    if not path.is_file():
+        raise BenchmarkFileError(f"there is no file {path}: {__name__} says where it comes from")
     problems: list[InstructedProblem] = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):

@@ -88,6 +88,9 @@ class FiveTokens:
 
     # ---- as a teacher ----
 
+    def start(self, group: Group) -> None:
+        """Nothing to begin with."""
+
     def score(self, groups: Sequence[Group]) -> list[list[Floats]]:
         return [
             [self._gather(t, np.asarray(t.completion_tokens)[:, None])[:, 0] for t in g.trajectories]
@@ -120,10 +123,15 @@ def top(rows: np.ndarray, k: int) -> TopkLogprobs:
 
 
 def gradients(
-    student: FiveTokens, objective: Objective, *, length: int = 1, alternatives: int = 0
+    student: FiveTokens,
+    objective: Objective,
+    *,
+    length: int = 1,
+    alternatives: int = 0,
+    problem: Problem = PROBLEM,
 ) -> tuple[np.ndarray, np.ndarray]:
     """What each completion asks of the logits, (C, 6, 5), and its probability under the student, (C,)."""
-    group = student.rollouts(length, alternatives=alternatives)
+    group = student.rollouts(length, alternatives=alternatives, problem=problem)
     data, loss_fn = training_data([group], objective([group]))
     each: list[np.ndarray] = []
     for datum in data:
@@ -135,10 +143,17 @@ def gradients(
 
 
 def expected_gradient(
-    student: FiveTokens, objective: Objective, *, length: int = 1, alternatives: int = 0
+    student: FiveTokens,
+    objective: Objective,
+    *,
+    length: int = 1,
+    alternatives: int = 0,
+    problem: Problem = PROBLEM,
 ) -> np.ndarray:
     """(6, 5) gradient of the loss with respect to the logits, averaged over what the student samples."""
-    each, probabilities = gradients(student, objective, length=length, alternatives=alternatives)
+    each, probabilities = gradients(
+        student, objective, length=length, alternatives=alternatives, problem=problem
+    )
     return np.tensordot(probabilities, each, axes=1)
 
 

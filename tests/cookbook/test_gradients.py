@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from cookbook.byte_spans import Span, shares
 from cookbook.controls import fixed_negative
 from cookbook.datums import Floats
 from cookbook.entropy import entropy_aware, where_student_is_unsure
-from cookbook.mixing import scaled, total
+from cookbook.mixing import RoutedTeachers, scaled, total
 from cookbook.objectives import Objective, as_token_weights
 from cookbook.rollouts import Group
 from cookbook.top_k import (
@@ -37,6 +39,7 @@ from tests.cookbook.five_tokens import (
     variance,
     visits,
 )
+from tests.cookbook.groups import PROBLEM
 
 STUDENT, TEACHER = FiveTokens(0), FiveTokens(1)
 EVERY_K = range(1, V + 1)
@@ -266,6 +269,17 @@ def test_two_teachers_of_half_the_weight_are_the_mean_of_their_logprobs():
     s = STUDENT.logprobs
     kl = (s.exp() * (s - mean)).sum(-1)[0]
     agree(expected_gradient(STUDENT, both), gradient_of(STUDENT, kl))
+
+
+def test_each_problem_follows_the_gradient_of_its_own_teacher():
+    teachers: dict[str, Any] = {"one": TEACHER, "two": FiveTokens(2)}
+    routed = reverse_kl(RoutedTeachers(teachers))
+    for name, teacher in teachers.items():
+        problem = replace(PROBLEM, task=name)
+        agree(
+            expected_gradient(STUDENT, routed, length=2, problem=problem),
+            expected_gradient(STUDENT, reverse_kl(teacher), length=2),
+        )
 
 
 def test_the_control_knows_which_tokens_the_teacher_objects_to_and_nothing_else():

@@ -43,10 +43,19 @@ def test_behaviour_is_the_strict_score_of_greedy_replies(base: SamplingClient, r
     problems = CHAT.held_out(6)
     row = behaviour_measure(problems, renderer=renderer, max_tokens=40)(base)
     replies = greedy_replies(base, problems, renderer=renderer, max_tokens=40)
-    scores = score([problem.instructions for problem in problems], replies)
+    scores = score([problem.instructions for problem in problems], [reply.text for reply in replies])
     assert row["behaviour"] == scores.prompt_strict
     assert row["behaviour_loose"] >= row["behaviour"]
     assert row["behaviour_by_kind"].keys() == {"Keywords", "WordCount", "NoCommas"}
+
+
+def test_a_greedy_reply_is_cut_where_it_does_not_end(base: SamplingClient, renderer: Renderer):
+    problems = COMPANY.held_out(4)
+    long = greedy_replies(base, problems, renderer=renderer, max_tokens=40)
+    short = greedy_replies(base, problems, renderer=renderer, max_tokens=2)
+    assert all(reply.truncated for reply in short)
+    found = evaluate(base, problems, renderer=renderer, task=COMPANY, max_tokens=40)
+    assert found.truncated == sum(reply.truncated for reply in long) / 4
 
 
 def test_knowledge_is_the_share_of_questions_answered(base: SamplingClient, renderer: Renderer):
@@ -121,8 +130,8 @@ def test_thoughts_before_an_answer_are_not_part_of_the_reply(
 ):
     problems = CHAT.held_out(1)
     [said] = greedy_replies(base, problems, renderer=renderer, max_tokens=6)
-    marker = said[2:5]
+    marker = said.text[2:5]
     monkeypatch.setattr("cookbook.evaluation.END_OF_THOUGHT", marker)
     [reply] = greedy_replies(base, problems, renderer=renderer, max_tokens=6)
-    assert said.endswith(reply)
-    assert marker not in reply
+    assert said.text.endswith(reply.text)
+    assert marker not in reply.text

@@ -21,6 +21,7 @@ from cookbook.experiments.students import (
     evaluated,
     examples_to_imitate,
     fresh_student,
+    probed_teacher,
     renderer_of,
     saved_sampler,
     task_named,
@@ -30,7 +31,6 @@ from cookbook.loop import TrainConfig, train
 from cookbook.scratch_model import ScratchConfig
 from cookbook.supervised import SupervisedConfig, train_on_examples
 from cookbook.table import SUPERVISED_COLUMNS
-from cookbook.teachers import Teacher
 from tinkerlite import TrainingClient
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def run(bench: Bench, setting: LoraRankSetting) -> None:
         trainer = fresh_student(bench.service, teacher_model, setting.teacher_rank, bench.seed)
         imitate("teacher", setting.teacher, trainer, 0)
         sampler = saved_sampler(bench.service, trainer, "teacher")
-    teacher = Teacher(sampler, base.get_tokenizer())
+    teacher = probed_teacher(bench, sampler, base.get_tokenizer(), task, renderer)
     for rank in setting.ranks:
         rate = setting.full_rate if rank == FULL else 1.0
         sft = replace(setting.sft, learning_rate=setting.sft.learning_rate * rate)
@@ -265,7 +265,7 @@ EXPERIMENT = Experiment(
             task="deepmath",
             longest=16_384,
             examination=Examination(problems=30, samples=32, max_tokens=32_768),
-            ranks=(8, 32, 128, FULL),
+            ranks=(FULL, 8, 32, 128),  # first what a service may lack
             teacher_rank=FULL,
             teacher=None,
             sft=SupervisedConfig(

@@ -24,6 +24,7 @@ from cookbook.experiments.students import (
     evaluated,
     examples_to_imitate,
     fresh_student,
+    probed_teacher,
     renderer_of,
     saved_sampler,
     seeded,
@@ -34,7 +35,6 @@ from cookbook.rollouts import Grade, Problem, Task
 from cookbook.scratch_model import ScratchConfig
 from cookbook.supervised import SupervisedConfig, train_on_examples
 from cookbook.table import SUPERVISED_COLUMNS
-from cookbook.teachers import Teacher
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,7 +103,7 @@ def run(bench: Bench, setting: OnePromptSetting) -> None:
     with bench.record("teacher", SUPERVISED_COLUMNS) as record:
         train_on_examples(setting.teacher, trainer, examples, measure=measure, record=record)
     sampler = saved_sampler(bench.service, trainer, "teacher")
-    teacher = Teacher(sampler, trainer.get_tokenizer())
+    teacher = probed_teacher(bench, sampler, trainer.get_tokenizer(), task, renderer)
     only = next(OneProblem(task=task).training_problems(bench.seed))
     held_out = task.held_out(setting.examination.problems)
     samplers = {"teacher": sampler}
@@ -125,7 +125,8 @@ def run(bench: Bench, setting: OnePromptSetting) -> None:
             )
         samplers[name] = student.save_weights_and_get_sampling_client()
     for name, each in samplers.items():
-        replies = greedy_replies(each, held_out, renderer=renderer, max_tokens=setting.examination.max_tokens)
+        asked = greedy_replies(each, held_out, renderer=renderer, max_tokens=setting.examination.max_tokens)
+        replies = [reply.text for reply in asked]
         bench.note(
             f"answers of {name}",
             prompt=only.messages[-1]["content"],

@@ -25,6 +25,7 @@ from cookbook.experiments.students import (
     evaluated,
     examples_to_imitate,
     fresh_student,
+    probed_teacher,
     renderer_of,
     saved_sampler,
     seeded,
@@ -40,7 +41,6 @@ from cookbook.objectives import Objective
 from cookbook.scratch_model import ScratchConfig
 from cookbook.supervised import SupervisedConfig, train_on_examples
 from cookbook.table import SUPERVISED_COLUMNS
-from cookbook.teachers import Teacher
 from cookbook.top_k import top_k_reverse_kl
 from tinkerlite import TrainingClient
 
@@ -118,7 +118,7 @@ def run(bench: Bench, setting: ReasoningSetting) -> None:
         trainer = fresh_student(bench.service, teacher_model, 0, bench.seed)
         imitate("teacher", setting.teacher_training, trainer, 0)
         sampler = saved_sampler(bench.service, trainer, "teacher")
-    teacher = Teacher(sampler, student.get_tokenizer())
+    teacher = probed_teacher(bench, sampler, student.get_tokenizer(), task, renderer)
     teacher_shape = ModelShape.of_tokenizer(sampler.get_tokenizer())
     bench.note("shapes", student=asdict(shape_of(student, setting.rank)), teacher=asdict(teacher_shape))
 

@@ -19,6 +19,7 @@ from cookbook.experiments.students import (
     Examination,
     base_models,
     fresh_student,
+    probed_teacher,
     renderer_of,
     saved_sampler,
     seeded,
@@ -31,7 +32,6 @@ from cookbook.loop import TrainConfig, train
 from cookbook.metrics import Row
 from cookbook.scratch_model import ScratchConfig
 from cookbook.tasks import GeneratedTask, with_format_credit
-from cookbook.teachers import Teacher
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +82,8 @@ def run(bench: Bench, setting: RLTeacherSetting) -> None:
             record=record,
             measure=measure,
         )
-    teacher = Teacher(saved_sampler(bench.service, student, "rl"), student.get_tokenizer())
+    trained = saved_sampler(bench.service, student, "rl")
+    teacher = probed_teacher(bench, trained, student.get_tokenizer(), task, renderer)
     copy = fresh_student(bench.service, model, setting.rank, bench.seed)
     with bench.record("opd") as record:
         train(

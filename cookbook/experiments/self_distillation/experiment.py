@@ -236,7 +236,7 @@ EXPERIMENT = Experiment(
             chat=ChatSetting(tested=2, max_tokens=4),
             samples=SampleSetting(prompts=2, max_tokens=4),
             kl_prompts=2,
-            sft=SupervisedConfig(steps=1, batch_size=2, evaluate_every=1),
+            sft=SupervisedConfig(steps=1, batch_size=2, evaluate_every=1, stop_when_collapsed=False),
             opd=TrainConfig(
                 steps=1,
                 prompts_per_step=2,
@@ -253,7 +253,9 @@ EXPERIMENT = Experiment(
             chat=ChatSetting(),
             samples=SampleSetting(prompts=256, max_tokens=48),
             kl_prompts=32,
-            sft=SupervisedConfig(steps=16, batch_size=16, decay_to=0.1, evaluate_every=16),
+            sft=SupervisedConfig(
+                steps=16, batch_size=16, decay_to=0.1, evaluate_every=16, stop_when_collapsed=False
+            ),
             opd=TrainConfig(
                 steps=16,
                 prompts_per_step=16,
@@ -274,7 +276,9 @@ EXPERIMENT = Experiment(
             ),
             samples=SampleSetting(prompts=12_800, max_tokens=4096),
             kl_prompts=256,
-            sft=SupervisedConfig(steps=100, batch_size=128, decay_to=0.0, evaluate_every=50),
+            sft=SupervisedConfig(
+                steps=100, batch_size=128, decay_to=0.0, evaluate_every=50, stop_when_collapsed=False
+            ),
             opd=TrainConfig(
                 steps=100,
                 prompts_per_step=128,

@@ -121,15 +121,17 @@ class Batcher:
         alike: dict[tuple[int, bytes], list[Job]] = {}
         for job in jobs:
             alike.setdefault((id(job.adapter), job.work.prompt.tobytes()), []).append(job)
+        read = None
         try:
             prompts = [_merged(group) for group in alike.values()]
             read = read_prompts(self._model, prompts, self._limits.head_chunk)
-        except Exception as error:  # noqa: BLE001 - recorded as these requests' failure; others go on
-            if len(jobs) > 1:
-                for job in jobs:
-                    self._read([job])
-            else:
+        except Exception as error:  # noqa: BLE001 - recorded as this request's failure; others go on
+            if len(jobs) == 1:
                 self._fail(jobs[0], as_server_error(error, "reading the prompt"))
+                return
+        if read is None:  # by now nothing holds on to the memory of the pass that failed
+            for job in jobs:
+                self._read([job])
             return
         for group, prompt in zip(alike.values(), read, strict=True):
             for job, scores in zip(group, prompt.scores, strict=True):

@@ -123,11 +123,13 @@ class LocalTrainer:
         try:
             return list(self._run_merged(batches))
         except (ServerError, RuntimeError, MemoryError) as error:
-            if len(batches) > 1:
-                return [self.forward_backward([batch])[0] for batch in batches]
-            if isinstance(error, ServerError):
-                return [error]
-            return [EngineFailure(f"forward_backward of {batches[0].model_id!r} failed: {error}")]
+            # Its traceback holds what the pass had computed: memory that may be what is missing.
+            failed = error.with_traceback(None)
+        if len(batches) > 1:
+            return [self.forward_backward([batch])[0] for batch in batches]
+        if isinstance(failed, ServerError):
+            return [failed]
+        return [EngineFailure(f"forward_backward of {batches[0].model_id!r} failed: {failed}")]
 
     def _has_own_model(self, model_id: str) -> bool:
         run = self._runs.get(model_id)
@@ -294,14 +296,15 @@ def _custom_loss(job: _Job, batch: TrainBatch, lp: Tensor) -> Tensor:
     """
     assert isinstance(batch.program, Program)
     _check_finite(job, batch, job.logprobs)
+    cpu = torch.device("cpu")  # where an index beyond its tensor is an error of this request, and no other's
     try:
         evaluated = batch.program.evaluate(
-            lp.detach(), _tensors(job.example, lp.device), differentiate=not batch.forward_only
+            lp.detach().to(cpu), _tensors(job.example, cpu), differentiate=not batch.forward_only
         )
     except BadRequest as error:
         raise BadRequest(f"datum {job.place}: {error}. No gradient of this request was kept.") from error
     job.loss, job.metrics = evaluated.loss, evaluated.metrics
-    return lp.sum() if evaluated.gradient is None else (evaluated.gradient * lp).sum()
+    return lp.sum() if evaluated.gradient is None else (evaluated.gradient.to(lp.device) * lp).sum()
 
 
 def _tensors(example: Example, device: torch.device) -> dict[str, Tensor]:

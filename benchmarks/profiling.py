@@ -1,0 +1,158 @@
+"""Where the time of a row goes, by operation: `python -m benchmarks.profiling ROW ... [--full]`.
+
+The server runs inside this process, so that one profiler sees what client, server and engine do. Each row
+becomes a table of operations by their own time. What they leave of the clock passes between operations: in
+Python, in the profiler itself, which costs microseconds an operation, and in waiting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from benchmarks import machine, work
+from benchmarks.__main__ import MODEL, RESULTS
+from benchmarks.rows import ROWS, Row
+from benchmarks.work import Job
+from tinkerlite import ServiceClient
+
+SHOWN = 14
+"""Operations in a table; the others are one line."""
+OURS = "benchmarks.ours"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One kind of operation in a profile."""
+
+    name: str
+    calls: int
+    seconds: float
+    """In itself, without the operations that it calls."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """What one repetition of a row spent its time on."""
+
+    seconds: float
+    """On the clock."""
+    operations: tuple[Operation, ...]
+    """Longest first."""
+
+    def table(self) -> str:
+        """As Markdown."""
+        lines = ["| operation | calls | ms | share |", "|---|---|---|---|"]
+        shown, others = self.operations[:SHOWN], self.operations[SHOWN:]
+        for each in shown:
+            lines.append(self._line(f"`{each.name}`", each.calls, each.seconds))
+        calls, seconds = sum(each.calls for each in others), sum(each.seconds for each in others)
+        lines.append(self._line(f"{len(others)} other kinds", calls, seconds))
+        within = sum(each.seconds for each in self.operations)
+        lines.append(self._line("between operations", 0, self.seconds - within))
+        lines.append(self._line("on the clock", 0, self.seconds))
+        return "\n".join(lines)
+
+    def _line(self, name: str, calls: int, seconds: float) -> str:
+        return f"| {name} | {calls or ''} | {1e3 * seconds:.1f} | {seconds / self.seconds:.0%} |"
+
+
+def profile_row(row: Row, job: Job) -> Profile:
+    """One repetition of a row's work, after its warm-up.
+
+    Raises:
+        ValueError: the row does not time one kind of work in this process.
+    """
+    module, _, function = row.ours.partition(":")
+    found: list[Profile] = []
+    reset = work.measured_in.set(lambda: _profiled(found))
+    try:
+        if module == OURS:
+            run: Callable[[Job], object] = getattr(import_module(OURS), function)
+            run(job)
+    finally:
+        work.measured_in.reset(reset)
+    if len(found) != 1:
+        raise ValueError(f"row {row.key!r} cannot be profiled: it does not time one kind of work alone")
+    return found[0]
+
+
+@contextmanager
+def _profiled(found: list[Profile]) -> Generator[None, None, None]:
+    """Adds the profile of what happens inside, in any thread."""
+    from torch._C._profiler import _ExperimentalConfig
+    from torch.profiler import ProfilerActivity, profile
+
+    # The engine has a thread of its own.
+    config: Any = _ExperimentalConfig(profile_all_threads=True)
+    with profile(activities=[ProfilerActivity.CPU], experimental_config=config) as profiler:
+        started = perf_counter()
+        yield
+        seconds = perf_counter() - started
+    averages: list[Any] = list(profiler.key_averages())
+    operations = [
+        Operation(name=each.key, calls=each.count, seconds=each.self_cpu_time_total / 1e6)
+        for each in averages
+        if each.self_cpu_time_total > 0
+    ]
+    operations.sort(key=lambda each: -each.seconds)
+    found.append(Profile(seconds=seconds, operations=tuple(operations)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Profile the rows that the command line names, and write their tables; returns an exit status."""
+    rows = {row.key: row for row in ROWS}
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.profiling", description=__doc__)
+    parser.add_argument("rows", nargs="+", choices=sorted(rows), metavar="ROW", help=", ".join(rows))
+    parser.add_argument("--model", default=MODEL, help=f"hub id or folder [{MODEL}]")
+    parser.add_argument(
+        "--full", action="store_true", help="the sizes of the whole benchmark, not of --quick"
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder to write to")
+    given = parser.parse_args(argv)
+    url = f"local://{given.model}"
+    with ServiceClient(base_url=url) as service:
+        [model] = service.get_server_capabilities().supported_models
+        described = machine.describe(model.dtype or "", machine.cores())
+        command = f"python -m benchmarks.profiling {' '.join(sys.argv[1:] if argv is None else argv)}"
+        hardware, versions = described["hardware"], described["versions"]
+        made = [
+            f"{given.model}, {model.dtype}, {hardware['cores']} cores of {hardware['cpu']}",
+            f"torch {versions['torch']}, commit {described['commit']}: `{command}`",
+        ]
+        parts = [
+            "# Where the time goes",
+            ", ".join(made),
+        ]
+        for key in given.rows:
+            size = rows[key].work if given.full else rows[key].quick
+            job = Job(
+                function=rows[key].ours,
+                model=given.model,
+                work=size,
+                vocab_size=model.vocab_size or 0,
+                base_url=url,
+            )
+            try:
+                table = profile_row(rows[key], job).table()
+            except ValueError as error:
+                table = f"{error}."
+            parts.append(f"## {rows[key].name(size)}\n\n{table}")
+    text = "\n\n".join(parts) + "\n"
+    print(text)
+    path = given.output / f"{datetime.now(UTC):%Y-%m-%d}-{machine.kind(described)}-profile.md"
+    path.write_text(text, encoding="utf-8")
+    print(f"written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
