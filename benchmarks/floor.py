@@ -224,8 +224,13 @@ def linear_shapes(folder: Path) -> tuple[list[Shape], Shape]:
 
 
 def gemm_rates(shapes: Sequence[Shape], batches: Sequence[int], dtype: str) -> dict[int, float]:
-    """FLOP per second of x W^T by rows of x, over the model's weights one after the other."""
+    """FLOP per second of x W^T by rows of x, over the model's weights one after the other.
+
+    Of torch's own product and of oneDNN's with weights in its own layout, the faster.
+    """
     import torch
+
+    from tinkerlite_server.engine.products import packed, packed_linear
 
     kind = getattr(torch, dtype)
     weights: list[Any] = []
@@ -236,6 +241,7 @@ def gemm_rates(shapes: Sequence[Shape], batches: Sequence[int], dtype: str) -> d
         weights.append(torch.rand(outputs, inputs, dtype=kind))
         held += weights[-1].nbytes
     flop_per_row = 2 * sum(weight.numel() for weight in weights)
+    packs = [packed(weight) for weight in weights]
     rates: dict[int, float] = {}
     for rows in batches:
         x = {width: torch.rand(rows, width, dtype=kind) for width in {w.shape[1] for w in weights}}
@@ -244,7 +250,16 @@ def gemm_rates(shapes: Sequence[Shape], batches: Sequence[int], dtype: str) -> d
             for weight in weights:
                 torch.nn.functional.linear(x[weight.shape[1]], weight)
 
-        rates[rows] = rows * flop_per_row / _best_seconds(multiply)
+        def multiply_packed(x: dict[int, Any] = x) -> None:
+            for weight, pack in zip(weights, packs, strict=True):
+                if pack is None:
+                    torch.nn.functional.linear(x[weight.shape[1]], weight)
+                else:
+                    packed_linear(x[weight.shape[1]], pack)
+
+        with torch.inference_mode():
+            seconds = min(_best_seconds(multiply), _best_seconds(multiply_packed))
+        rates[rows] = rows * flop_per_row / seconds
     return rates
 
 
@@ -259,7 +274,7 @@ def read_bandwidth(size_bytes: int = 2**29) -> float:
     return max(summed, copied)
 
 
-def _best_seconds(action: Callable[[], object], budget_seconds: float = 2.0, most: int = 10) -> float:
+def _best_seconds(action: Callable[[], object], budget_seconds: float = 1.0, most: int = 10) -> float:
     """The fastest of several repetitions: a floor is what the machine can do on a good day."""
     best, began, count = math.inf, time.perf_counter(), 0
     while count == 0 or (count < most and time.perf_counter() - began < budget_seconds):

@@ -1,8 +1,9 @@
 """Where the time of a row goes, by operation: `python -m benchmarks.profiling ROW ... [--full]`.
 
-The server runs inside this process, so that one profiler sees what client, server and engine do. Each row
-becomes a table of operations by their own time. What they leave of the clock passes between operations: in
-Python, in the profiler itself, which costs microseconds an operation, and in waiting.
+The server runs inside this process, so that one profiler sees what client, server and engine do. Training
+goes to the engine directly: torch records no gradients of another thread. Each row becomes a table of
+operations by their own time. What they leave of the clock passes between operations: in Python, in the
+profiler itself, which costs microseconds an operation, and in waiting.
 """
 
 from __future__ import annotations
@@ -72,10 +73,13 @@ def profile_row(row: Row, job: Job) -> Profile:
         ValueError: the row does not time one kind of work in this process.
     """
     module, _, function = row.ours.partition(":")
+    trains = function.startswith("train")
     found: list[Profile] = []
-    reset = work.measured_in.set(lambda: _profiled(found))
+    reset = work.measured_in.set(lambda: _profiled(found, all_threads=not trains))
     try:
-        if module == OURS:
+        if trains:
+            _train(job)
+        elif module == OURS:
             run: Callable[[Job], object] = getattr(import_module(OURS), function)
             run(job)
     finally:
@@ -85,14 +89,40 @@ def profile_row(row: Row, job: Job) -> Profile:
     return found[0]
 
 
+def _train(job: Job) -> None:
+    """A row's update, by the engine in this thread."""
+    from tinkerlite.types import AdamParams
+    from tinkerlite_server.engine.catalog import build_catalog
+    from tinkerlite_server.engine.local_engine import LocalEngine
+    from tinkerlite_server.engine.protocols import AdapterConfig, EngineLimits, Example, TrainBatch
+
+    limits = EngineLimits()
+    engine = LocalEngine(build_catalog([job.model], limits), limits)
+    engine.create_run("run", job.model, AdapterConfig(rank=job.work.rank, alpha=32.0, seed=0))
+
+    def once(repetition: int, size: work.Work = job.work) -> None:
+        drawn = [ids for group in size.draw(repetition, job.vocab_size) for ids in group]
+        examples = [
+            Example(each.tokens, each.targets, {"logprobs": each.logprobs, "advantages": each.advantages})
+            for each in (work.policy(ids, size.prompt) for ids in drawn)
+        ]
+        batch = TrainBatch(model_id="run", examples=examples, loss_fn="importance_sampling", loss_config={})
+        [output] = engine.forward_backward([batch])
+        if isinstance(output, Exception):
+            raise output
+        engine.optim_step("run", AdamParams(learning_rate=1e-4))
+
+    once(0, job.warm_up)
+    work.timed(once, job.repeats)
+
+
 @contextmanager
-def _profiled(found: list[Profile]) -> Generator[None, None, None]:
-    """Adds the profile of what happens inside, in any thread."""
+def _profiled(found: list[Profile], *, all_threads: bool) -> Generator[None, None, None]:
+    """Adds the profile of what happens inside."""
     from torch._C._profiler import _ExperimentalConfig
     from torch.profiler import ProfilerActivity, profile
 
-    # The engine has a thread of its own.
-    config: Any = _ExperimentalConfig(profile_all_threads=True)
+    config: Any = _ExperimentalConfig(profile_all_threads=all_threads)
     with profile(activities=[ProfilerActivity.CPU], experimental_config=config) as profiler:
         started = perf_counter()
         yield
@@ -148,6 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parts.append(f"## {rows[key].name(size)}\n\n{table}")
     text = "\n\n".join(parts) + "\n"
     print(text)
+    given.output.mkdir(parents=True, exist_ok=True)
     path = given.output / f"{datetime.now(UTC):%Y-%m-%d}-{machine.kind(described)}-profile.md"
     path.write_text(text, encoding="utf-8")
     print(f"written to {path}")

@@ -48,7 +48,7 @@ class Product:
             linear.weight.data = self.weight_OI[start:end]
             start = end
         self._bias_O = _joint_bias(list(linears.values()))
-        self._packed = _pack(self.weight_OI)
+        self._packed = packed(self.weight_OI)
         # Factors of adapters that no longer change.
         self._fused: WeakKeyDictionary[Adapter, Factors | None] = WeakKeyDictionary()
 
@@ -77,7 +77,7 @@ class Product:
     def frozen(self, x_NI: Tensor) -> Tensor:
         """x W^T and the bias, without adapters or gradients."""
         if self._packed is not None:
-            return torch.ops.mkldnn._linear_pointwise(x_NI, self._packed, self._bias_O, "none", [], "")
+            return packed_linear(x_NI, self._packed, self._bias_O)
         return F.linear(x_NI, self.weight_OI, self._bias_O)
 
     def factors(self, adapter: Adapter) -> Factors | None:
@@ -178,15 +178,25 @@ def _joint_bias(linears: Sequence[nn.Linear]) -> Tensor | None:
     )
 
 
-def _pack(weight_OI: Tensor) -> Tensor | None:
-    """The weight in the layout that the processor's bfloat16 kernels read, or None where there are none.
+FEWEST_PACKED = 2**18
+"""Numbers in an fp32 matrix that is worth packing: oneDNN takes 20 to 50 us to begin with."""
 
-    Without it oneDNN rearranges the weight at every product, which at a few rows takes longer than
-    the product itself.
+
+def packed(weight_OI: Tensor) -> Tensor | None:
+    """The weight in the layout that oneDNN's kernels read, or None where that does not pay.
+
+    In bfloat16 oneDNN would rearrange the weight at every product, which at a few rows takes longer than the
+    product itself. In fp32 the products that torch makes of unpacked weights take up to twice as long.
     """
-    bfloat16_on_cpu = weight_OI.dtype == torch.bfloat16 and weight_OI.device.type == "cpu"
     # torch registers these operations only where it is built with oneDNN.
-    has_onednn = torch.backends.mkldnn.is_available()
-    if not bfloat16_on_cpu or not has_onednn or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if weight_OI.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return None
-    return torch.ops.mkldnn._reorder_linear_weight(weight_OI)
+    pays = weight_OI.dtype == torch.float32 and weight_OI.numel() >= FEWEST_PACKED
+    if weight_OI.dtype == torch.bfloat16:
+        pays = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.ops.mkldnn._reorder_linear_weight(weight_OI) if pays else None
+
+
+def packed_linear(x_NI: Tensor, packed_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """x W^T and the bias, with W as `packed` returned it."""
+    return torch.ops.mkldnn._linear_pointwise(x_NI, packed_OI, bias_O, "none", [], "")

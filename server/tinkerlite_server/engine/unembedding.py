@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinkerlite_server.engine.lora import Adapter
+from tinkerlite_server.engine.products import packed, packed_linear
 
 FEW_ROWS = 3
 """So few rows are multiplied faster as they are: what counts then is reading the matrix, not multiplying."""
@@ -60,12 +61,16 @@ class Unembedding:
         self._dtype = head.weight.dtype
         self._by_cpu = self.weight.device.type == "cpu" and self._dtype == torch.bfloat16
         self._ready = self._made_ready(self.weight.detach()) if self._by_cpu else self.weight
+        # Weights that are trained change with every step, and are multiplied a few times in between.
+        frozen_fp32 = self._dtype == torch.float32 and not self.weight.requires_grad
+        self._packed = packed(self.weight) if frozen_fp32 else None
         self._frozen: WeakKeyDictionary[Adapter, HeadFactors | None] = WeakKeyDictionary()
 
     @property
     def extra_bytes(self) -> int:
         """Memory beside the model's own parameters."""
-        return 0 if self._ready is self.weight else self._ready.numel() * self._ready.element_size()
+        copies = 0 if self._ready is self.weight else self._ready.numel() * self._ready.element_size()
+        return copies if self._packed is None else copies + 4 * self.weight.numel()
 
     def room(self, rows: int) -> Tensor:
         """A place for the logits of this many rows, to be used again.
@@ -80,9 +85,13 @@ class Unembedding:
         """fp32 logits (R, V), the adapter's included.
 
         Args:
-            room: where to put them; its first R rows are returned.
+            room: where they may be put, in its first R rows.
         """
-        logits_RV = self._product(hidden_RE, self._ready, None if room is None else room[: len(hidden_RE)])
+        if self._packed is not None:
+            logits_RV = packed_linear(hidden_RE.to(self._dtype), self._packed)
+        else:
+            out = None if room is None else room[: len(hidden_RE)]
+            logits_RV = self._product(hidden_RE, self._ready, out)
         if self.bias is not None:
             logits_RV += self.bias
         if factors is not None:

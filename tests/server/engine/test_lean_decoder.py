@@ -13,7 +13,7 @@ from tinkerlite_server.engine.base_model import BaseModel
 from tinkerlite_server.engine.catalog import build_catalog
 from tinkerlite_server.engine.lean_decoder import LeanDecoder
 from tinkerlite_server.engine.lora import Adapter, LoraPair
-from tinkerlite_server.engine.products import Product
+from tinkerlite_server.engine.products import FEWEST_PACKED, Product
 from tinkerlite_server.engine.protocols import AdapterConfig, EngineLimits
 from tinkerlite_server.engine.streams import PackedStream
 
@@ -100,12 +100,23 @@ def test_a_products_layers_share_its_memory() -> None:
     torch.testing.assert_close(product(x, ()), expected)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.02), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("rows", [1, 3, 70])
-def test_packed_weights_give_the_product_of_plain_ones(rows: int) -> None:
-    linear = nn.Linear(96, 160, bias=True, dtype=torch.bfloat16).requires_grad_(False)
-    x = torch.randn(rows, 96, dtype=torch.bfloat16)
+def test_packed_weights_give_the_product_of_plain_ones(
+    rows: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    linear = nn.Linear(512, 640, bias=True, dtype=dtype).requires_grad_(False)
+    assert linear.weight.numel() > FEWEST_PACKED
+    x = torch.randn(rows, 512, dtype=dtype)
     with torch.inference_mode():
-        torch.testing.assert_close(Product({"q": linear})(x, ()), linear(x), rtol=0.02, atol=0.02)
+        product = Product({"q": linear})
+        torch.testing.assert_close(product(x, ()), linear(x), rtol=tolerance, atol=tolerance)
+    if dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        assert product.extra_bytes == 4 * linear.weight.numel()
+
+
+def test_small_matrices_in_fp32_are_not_packed() -> None:
+    assert Product({"q": nn.Linear(64, 96).requires_grad_(False)}).extra_bytes == 0
 
 
 def test_an_adapter_that_is_let_go_is_not_kept() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tinkerlite_server.engine.lora import Adapter, LoraPair
+from tinkerlite_server.engine.products import FEWEST_PACKED
 from tinkerlite_server.engine.protocols import AdapterConfig
 from tinkerlite_server.engine.unembedding import FEW_ROWS, Unembedding, multiplying_in_bfloat16
 
@@ -42,6 +43,19 @@ def test_an_adapter_adds_the_low_rank_product(dtype: torch.dtype) -> None:
     expected_low = 0.5 * rounded[0] @ rounded[1].T
     torch.testing.assert_close(low.double(), expected_low, atol=1e-4, rtol=0)
     torch.testing.assert_close(added.double(), low.to(dtype).double() @ rounded[2].T, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 3, 200])
+def test_packed_weights_give_the_logits_of_weights_that_are_trained(rows: int, bias: bool) -> None:
+    head = torch.nn.Linear(256, 1100, bias=bias).requires_grad_(False)
+    assert head.weight.numel() > FEWEST_PACKED
+    hidden = torch.randn(rows, 256)
+    frozen = Unembedding(head)
+    trained = Unembedding(head.requires_grad_())
+    assert trained.extra_bytes == 0
+    assert frozen.extra_bytes == (4 * head.weight.numel() if torch.backends.mkldnn.is_available() else 0)
+    torch.testing.assert_close(frozen(hidden), trained(hidden).detach(), atol=1e-5, rtol=1e-5)
 
 
 def test_logits_written_where_there_is_room_are_the_same() -> None:
