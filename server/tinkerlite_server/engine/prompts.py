@@ -72,10 +72,11 @@ class PrefillStream(PackedStream):
     def sequence_keys_values(self, index: int) -> tuple[list[Tensor], list[Tensor]]:
         """One sequence's keys and values by layer, each (G, P, D); copies, so the pass can be freed."""
         rows = torch.from_numpy(self.rows[index]).to(self.input_ids_N.device)
+        # Not `index_select`: along any but the first dimension it copies all rows of the pass first.
         layers = range(len(self._keys))
         return (
-            [self._keys[layer].index_select(1, rows) for layer in layers],
-            [self._values[layer].index_select(1, rows) for layer in layers],
+            [self._keys[layer][:, rows] for layer in layers],
+            [self._values[layer][:, rows] for layer in layers],
         )
 
 

@@ -375,8 +375,8 @@ class EngineLimits:
     larger passes are no faster, and what they keep for the backward pass takes more memory."""
     max_score_tokens: int = 4096
     """Most tokens in one prefill or scoring pass."""
-    max_slots: int = 64
-    """Most samples decoding at once, per base model."""
+    max_slots: int = 128
+    """Most samples decoding at once, per base model. More of them make more tokens a second, each later."""
     max_cache_bytes: int = field(default=4 * 2**30)
     """Fewer decode at once where the keys and values of their full lengths would exceed this."""
     head_chunk: int = 128
