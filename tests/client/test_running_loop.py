@@ -32,8 +32,13 @@ def loop_of_calls(url: str, base_model: str, name: str) -> list[float | None]:
         named = training.save_weights_and_get_sampling_client(name)
         assert named.get_tokenizer().encode("Paris")
         sampler = training.save_weights_and_get_sampling_client()
-        assert sampler.compute_logprobs(PROMPT).result() == named.compute_logprobs(PROMPT).result()
-        return sampler.compute_logprobs(PROMPT).result()
+        logprobs, of_named = (
+            sampler.compute_logprobs(PROMPT).result(),
+            named.compute_logprobs(PROMPT).result(),
+        )
+        # Whom a request shares its pass with changes the last digits on some processors.
+        assert of_named[1:] == pytest.approx(logprobs[1:], abs=1e-5)
+        return logprobs
 
 
 def test_every_blocking_call_works_inside_a_running_loop(real_server: str, student_folder: Path):

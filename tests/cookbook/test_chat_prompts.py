@@ -68,6 +68,11 @@ def test_prompts_that_are_too_long_or_do_not_end_with_the_user_are_left_out(tmp_
         next(task.training_problems(0))
 
 
+def test_a_file_that_is_not_there_is_missed_at_once(tmp_path: Path):
+    with pytest.raises(ChatFileError, match=r"no file .*none.jsonl: cookbook.chat_prompts says where"):
+        ChatPrompts(tmp_path / "none.jsonl")
+
+
 def test_too_few_held_out_prompts_is_an_error(tmp_path: Path):
     with pytest.raises(ChatFileError, match="held-out prompts, not 50"):
         write(tmp_path, *many(40)).held_out(50)

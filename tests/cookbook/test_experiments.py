@@ -14,8 +14,8 @@ from PIL import Image
 from rich.console import Console
 
 from cookbook.experiments import all_experiments
-from cookbook.experiments.command import run_seed
-from cookbook.experiments.experiment import Bar, Experiment, Result
+from cookbook.experiments.command import main, run_seed
+from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.pages import (
     DIGEST,
     RESULTS_PAGE,
@@ -35,6 +35,7 @@ from cookbook.experiments.results import (
     writing,
 )
 from cookbook.experiments.statistics import estimate, is_no_loss, percent
+from cookbook.guards import RunStopped
 from tinkerlite import ServiceClient
 
 ROOT = Path(__file__).parent.parent.parent
@@ -111,6 +112,25 @@ def test_the_command_starts_a_server_runs_its_seeds_and_says_where_everything_is
     assert result.header["dtype"] == "float32"  # tests pin it
     assert (tmp_path / "figure-smoke.png").exists()
     assert "figure-smoke.png" in ended.stdout.replace("\n", "")
+
+
+def test_a_seed_that_a_guard_stops_leaves_the_others(
+    tmp_path: Path, student_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    experiment = experiment_named("rl_teacher")
+
+    def run(bench: Bench, setting: Any) -> None:
+        bench.note("rl", step=0)
+        if bench.seed == 1:
+            raise RunStopped("step 0: the loss is on fire.")
+        experiment.run(bench, setting)
+
+    flags = ["--size", "smoke", "--seeds", "1", "2", "--out", str(tmp_path)]
+    stopping = replace(experiment, run=run, models=lambda setting, folder: [str(student_folder)])
+    assert main(stopping, [*flags, "--base-url", f"local://{student_folder}"]) == 1
+    said = capsys.readouterr().out.replace("\n", "")
+    assert "seed 1 stopped at step 0: the loss is on fire." in said
+    assert [result.seed for result in load_results(experiment, "smoke", tmp_path)] == [2]
 
 
 # ---- result files ----

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from cookbook.advantages import AdvantageFn, group_relative, reverse_kl
 from cookbook.ledger import Ledger, ModelShape, UnknownShape, forward_flops, ledger, training_flops
@@ -57,6 +58,21 @@ def test_the_parameters_of_smollm2_are_as_many_as_its_name_says():
 def test_a_config_of_another_kind_is_refused_by_what_it_lacks():
     with pytest.raises(UnknownShape, match="has no 'hidden_size'"):
         ModelShape.from_config({"num_attention_heads": 12, "n_embd": 768})
+
+
+def test_a_tokenizer_of_the_hub_has_its_models_shape_from_there(
+    student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What a server that hands out no files names: not a folder here, but a model of the hub."""
+    config = AutoConfig.from_pretrained(student_folder)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", {"org/model": config}.__getitem__)
+    there = ModelShape.of_tokenizer(SimpleNamespace(name_or_path="org/model"), rank=4)
+    assert there == ModelShape.of_tokenizer(SimpleNamespace(name_or_path=str(student_folder)), rank=4)
+
+
+def test_a_tokenizer_without_a_model_is_refused(tmp_path: Path):
+    with pytest.raises(UnknownShape, match=r"no config\.json beside the tokenizer"):
+        ModelShape.of_tokenizer(SimpleNamespace(name_or_path=str(tmp_path)))
 
 
 # ---- operations of one sequence ----

@@ -88,3 +88,8 @@ def test_a_line_of_another_shape_is_named(tmp_path: Path, line: str, message: st
     file.write_text(f"{json.dumps(row('fine', 'punctuation:no_comma'))}\n{line}\n", encoding="utf-8")
     with pytest.raises(BenchmarkFileError, match=message):
         load_ifeval(file)
+
+
+def test_a_file_that_is_not_there_is_missed_with_where_it_comes_from(tmp_path: Path):
+    with pytest.raises(BenchmarkFileError, match=r"no file .*none.jsonl: cookbook.instructions.ifeval says"):
+        load_ifeval(tmp_path / "none.jsonl")
