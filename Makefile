@@ -1,6 +1,6 @@
 # Set-up is idempotent: the stamps under .venv record what is installed, so a second run is quick.
 #
-#   make demo            watch a student learn from a teacher (about 5 minutes on two CPU cores)
+#   make demo            watch a student learn from a teacher (5 to 12 minutes on two CPU cores)
 #   make test, make lint what CI runs
 #   make test-gpu        the engine on a CUDA device against the engine on the processor
 #   make serve MODEL=... a server on http://127.0.0.1:8000

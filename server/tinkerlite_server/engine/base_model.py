@@ -23,7 +23,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from tinkerlite_server.engine.lean_decoder import LeanDecoder
-from tinkerlite_server.engine.lora import AdapterRows, LoraBank
+from tinkerlite_server.engine.lora import Adapter, AdapterRows, LoraBank
 from tinkerlite_server.engine.protocols import Ids, ModelInfo
 from tinkerlite_server.engine.streams import PackedStream, Stream
 from tinkerlite_server.engine.unembedding import Unembedding
@@ -133,6 +133,12 @@ class BaseModel:
         finally:
             self.bank.active = ()
         return output.last_hidden_state[0]
+
+    def forget_factors(self, kept: Adapter | None) -> None:
+        """Let go of what is kept beside adapters, but for one: of a snapshot it is more than itself."""
+        self.unembed.forget_factors(kept)
+        if self._lean is not None:
+            self._lean.forget_factors(kept)
 
     def logits(
         self, hidden_RD: Tensor, adapters: Sequence[AdapterRows], room: Tensor | None = None

@@ -44,6 +44,7 @@ class Batcher:
         self._running: list[Sample] = []
         """By slot."""
         self._results: list[SampleResult | SampledToken] = []
+        self._newest: Adapter | None = None
 
     @property
     def model(self) -> BaseModel:
@@ -57,7 +58,12 @@ class Batcher:
 
     def submit(self, job: Job) -> None:
         """Queue a request."""
+        self._newest = job.adapter or self._newest
         self._waiting[job.work.key] = job
+
+    def rest(self) -> None:
+        """There is no more work: of all adapters, what is made of the newest stays, as it may come again."""
+        self._model.forget_factors(self._newest)
 
     @torch.inference_mode()
     def cancel(self, key: str) -> None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinkerlite_server.engine.lean_functions import gated_silu, rms_norm, rotate
-from tinkerlite_server.engine.lora import LoraLinear
+from tinkerlite_server.engine.lora import Adapter, LoraLinear
 from tinkerlite_server.engine.products import Product
 from tinkerlite_server.engine.streams import Stream
 
@@ -48,6 +48,12 @@ class LeanDecoder:
     def extra_bytes(self) -> int:
         """Memory beside the model's own parameters."""
         return sum(product.extra_bytes for layer in self._layers for product in layer.products)
+
+    def forget_factors(self, kept: Adapter | None) -> None:
+        """See `Product.forget_factors`."""
+        for layer in self._layers:
+            for product in layer.products:
+                product.forget_factors(kept)
 
     def __call__(self, stream: Stream) -> Tensor:
         """Final hidden states (N, E), fp32, after the last norm."""

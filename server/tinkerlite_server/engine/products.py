@@ -95,6 +95,11 @@ class Product:
             start = end
         return Factors(a_KI, b_KO)
 
+    def forget_factors(self, kept: Adapter | None) -> None:
+        """Let go of what is kept of adapters that no longer change, but for one: they can be made again."""
+        for adapter in [each for each in self._fused if each is not kept]:
+            del self._fused[adapter]
+
     def _pairs(self, adapter: Adapter) -> Iterator[tuple[slice, LoraPair]]:
         for path, outputs in self._outputs.items():
             pair = adapter.pairs.get(path)

@@ -122,6 +122,9 @@ class LocalSampler:
 
     def _let_idle_go(self) -> None:
         """An idle batcher holds a model and a cache that others may need."""
+        for batcher in self._batchers.values():
+            if not batcher.has_work:
+                batcher.rest()
         self._batchers = {key: batcher for key, batcher in self._batchers.items() if batcher.has_work}
 
     def _job(self, work: SampleWork, adapter: Adapter | None) -> Job:

@@ -122,6 +122,11 @@ class Unembedding:
             self._frozen[adapter] = self._factors(adapter)
         return self._frozen[adapter]
 
+    def forget_factors(self, kept: Adapter | None) -> None:
+        """See `Product.forget_factors`."""
+        for adapter in [each for each in self._frozen if each is not kept]:
+            del self._frozen[adapter]
+
     def _factors(self, adapter: Adapter) -> HeadFactors | None:
         pair = adapter.pairs.get("lm_head")
         if pair is None:

@@ -119,7 +119,7 @@ def test_small_matrices_in_fp32_are_not_packed() -> None:
     assert Product({"q": nn.Linear(64, 96).requires_grad_(False)}).extra_bytes == 0
 
 
-def test_an_adapter_that_is_let_go_is_not_kept() -> None:
+def test_an_adapter_that_is_let_go_or_rests_is_not_kept() -> None:
     linear = nn.Linear(8, 6, bias=False).requires_grad_(False)
     product = Product({"q": linear})
     pair = LoraPair(torch.randn(2, 8), torch.randn(6, 2))
@@ -127,7 +127,11 @@ def test_an_adapter_that_is_let_go_is_not_kept() -> None:
     first = product._frozen_factors(adapter)
     assert product._frozen_factors(adapter) is first
     assert len(product._fused) == 1
-    del adapter
+    other = Adapter(AdapterConfig(rank=2, alpha=2, seed=1), {"q": pair})
+    product._frozen_factors(other)
+    product.forget_factors(kept=other)
+    assert list(product._fused) == [other]
+    del other
     assert len(product._fused) == 0
 
 
