@@ -2,7 +2,7 @@
 
     python -m benchmarks [--quick] [--only ROW ...] [--model NAME] [--output FOLDER]
 
-Measures every row, prints a table, and writes JSON and a figure: about two hours on two cores, under five
+Measures every row, prints a table, and writes JSON and a figure: about two hours on two cores, 5 to 12
 minutes with --quick. Whatever is missing (a package, memory, an environment) skips that entry of a row by
 name, with the reason.
 """
