@@ -9,6 +9,7 @@ profiler itself, which costs microseconds an operation, and in waiting.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,9 @@ from tinkerlite import ServiceClient
 
 SHOWN = 14
 """Operations in a table; the others are one line."""
-OURS = "benchmarks.ours"
+_ONE_KIND = re.compile("(sample|score|train)(-(lora|one|mixed|shared))?|request")
+PROFILED = [row for row in ROWS if _ONE_KIND.fullmatch(row.key)]
+"""Rows that time one kind of work. In a step of RL or OPD torch would see no part at all: see above."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +70,7 @@ class Profile:
 
 
 def profile_row(row: Row, job: Job) -> Profile:
-    """One repetition of a row's work, after its warm-up.
-
-    Raises:
-        ValueError: the row does not time one kind of work in this process.
-    """
+    """One repetition of the work of a row of `PROFILED`, after its warm-up."""
     module, _, function = row.ours.partition(":")
     trains = function.startswith("train")
     found: list[Profile] = []
@@ -79,14 +78,13 @@ def profile_row(row: Row, job: Job) -> Profile:
     try:
         if trains:
             _train(job)
-        elif module == OURS:
-            run: Callable[[Job], object] = getattr(import_module(OURS), function)
+        else:
+            run: Callable[[Job], object] = getattr(import_module(module), function)
             run(job)
     finally:
         work.measured_in.reset(reset)
-    if len(found) != 1:
-        raise ValueError(f"row {row.key!r} cannot be profiled: it does not time one kind of work alone")
-    return found[0]
+    [profile] = found
+    return profile
 
 
 def _train(job: Job) -> None:
@@ -139,7 +137,7 @@ def _profiled(found: list[Profile], *, all_threads: bool) -> Generator[None, Non
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Profile the rows that the command line names, and write their tables; returns an exit status."""
-    rows = {row.key: row for row in ROWS}
+    rows = {row.key: row for row in PROFILED}
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profiling", description=__doc__)
     parser.add_argument("rows", nargs="+", choices=sorted(rows), metavar="ROW", help=", ".join(rows))
     parser.add_argument("--model", default=MODEL, help=f"hub id or folder [{MODEL}]")
@@ -171,11 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 vocab_size=model.vocab_size or 0,
                 base_url=url,
             )
-            try:
-                table = profile_row(rows[key], job).table()
-            except ValueError as error:
-                table = f"{error}."
-            parts.append(f"## {rows[key].name(size)}\n\n{table}")
+            parts.append(f"## {rows[key].name(size)}\n\n{profile_row(rows[key], job).table()}")
     text = "\n\n".join(parts) + "\n"
     print(text)
     given.output.mkdir(parents=True, exist_ok=True)

@@ -213,15 +213,22 @@ def accuracy_measure(
 ) -> Measure:
     """Accuracy on the first `count` held-out problems; `start`, if given, answers the first time."""
     problems = task.held_out(count)
-    known = [start] if start else []
 
     def measure(sampler: SamplingClient) -> Row:
-        if known:
-            return evaluation_figures(known.pop())
         found = evaluate(sampler, problems, renderer=renderer, task=task, max_tokens=max_tokens)
         return evaluation_figures(found)
 
-    return measure
+    return known_at_first(measure, evaluation_figures(start)) if start else measure
+
+
+def known_at_first(measure: Measure, figures: Row) -> Measure:
+    """The same, but the first answer is known: a run begins with weights that have been measured."""
+    known = [figures]
+
+    def measured(sampler: SamplingClient) -> Row:
+        return known.pop() if known else measure(sampler)
+
+    return measured
 
 
 def sampled_accuracy_measure(

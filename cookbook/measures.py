@@ -72,16 +72,6 @@ def kl_measure(
     return measure
 
 
-def known_at_first(measure: Measure, figures: Row) -> Measure:
-    """The same, but the first answer is known: a run begins with weights that have been measured."""
-    known = [figures]
-
-    def measured(sampler: SamplingClient) -> Row:
-        return known.pop() if known else measure(sampler)
-
-    return measured
-
-
 def together(*measures: Measure) -> Measure:
     """The figures of all of them; no two may share a name."""
 

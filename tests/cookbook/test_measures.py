@@ -15,8 +15,8 @@ from cookbook.examples import document_examples
 from cookbook.instructions.kinds import kinds
 from cookbook.instructions.scores import score
 from cookbook.instructions.task import InstructionTask
-from cookbook.loop import TrainConfig, train
-from cookbook.measures import behaviour_measure, kl_measure, knowledge_measure, known_at_first, together
+from cookbook.loop import TrainConfig, known_at_first, train
+from cookbook.measures import behaviour_measure, kl_measure, knowledge_measure, together
 from cookbook.metrics import Row
 from cookbook.renderers import Renderer
 from cookbook.supervised import SupervisedConfig, train_on_examples

@@ -34,8 +34,8 @@ from cookbook.experiments.students import (
     seeded,
     with_fresh_optimizer,
 )
-from cookbook.loop import TrainConfig, train
-from cookbook.measures import known_at_first, together
+from cookbook.loop import TrainConfig, known_at_first, train
+from cookbook.measures import together
 from cookbook.metrics import Row
 from cookbook.mixing import MixedTask
 from cookbook.rollouts import Task

@@ -34,8 +34,8 @@ from cookbook.experiments.students import (
     seeded,
     with_fresh_optimizer,
 )
-from cookbook.loop import TrainConfig, train
-from cookbook.measures import known_at_first, together
+from cookbook.loop import TrainConfig, known_at_first, train
+from cookbook.measures import together
 from cookbook.scratch_model import ScratchConfig
 from cookbook.supervised import SupervisedConfig, train_on_examples
 from cookbook.teachers import Teacher

@@ -19,8 +19,8 @@ from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, panels
 from cookbook.experiments.statistics import MARGIN, Estimate, estimate, is_no_loss, percent
 from cookbook.experiments.students import BaseModel, base_models, fresh_student, renderer_of, seeded
-from cookbook.loop import TrainConfig, train
-from cookbook.measures import kl_measure, known_at_first, together
+from cookbook.loop import TrainConfig, known_at_first, train
+from cookbook.measures import kl_measure, together
 from cookbook.scratch_model import ScratchConfig
 from cookbook.supervised import SupervisedConfig, train_on_examples
 from cookbook.teachers import Teacher
