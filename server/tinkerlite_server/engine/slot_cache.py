@@ -11,8 +11,6 @@ heads, R = H / G, C capacity (tokens a slot can hold), L longest running sequenc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
-from mmap import mmap
 
 import torch
 import torch.nn.functional as F
@@ -89,13 +87,9 @@ class SlotCache:
 
     def _zeros(self, slots: int, tokens: int) -> Tensor:
         # Zeroed, not empty: see `clear`.
-        shape = (slots, self._kv_heads, tokens, self._head_size)
-        size = prod(shape) * self._dtype.itemsize
-        if self._device.type == "cpu" and size:
-            # Pages straight from the system, and back to it when freed: malloc would keep what a cache
-            # that has grown leaves behind, in pieces that nothing else fits into.
-            return torch.frombuffer(mmap(-1, size), dtype=self._dtype).view(shape)
-        return torch.zeros(shape, dtype=self._dtype, device=self._device)
+        return torch.zeros(
+            slots, self._kv_heads, tokens, self._head_size, dtype=self._dtype, device=self._device
+        )
 
 
 def _rounded(tokens: int) -> int:
