@@ -112,6 +112,10 @@ class Floor:
         """Sampled tokens per second: every prompt once, then one step of all samples per token."""
         return work.sampled_tokens / self._sample_seconds(work)
 
+    def sample_turns(self, work: Work) -> float:
+        """Seconds of conversations of which every token is read once."""
+        return work.turns * self._sample_seconds(work)
+
     def score(self, work: Work) -> float:
         """Tokens per second, where what a group has in common is computed once."""
         return work.total_tokens / self._score_seconds(work)

@@ -17,7 +17,7 @@ from time import perf_counter
 import numpy as np
 
 from benchmarks.busy_core import busy_core
-from benchmarks.work import Ids, Job, Work, policy, timed
+from benchmarks.work import Ids, Job, Work, converse, policy, timed
 from cookbook.datums import policy_datum
 from cookbook.machine import peak_rss_mib
 from cookbook.server_process import running_server
@@ -112,6 +112,22 @@ def _sample(
     if lengths != [[length] * samples for length in tokens]:
         raise RuntimeError(f"asked for completions of {list(tokens)} tokens, got {lengths}")
     return completions
+
+
+def sample_turns(job: Job) -> Measured:
+    """Seconds of whole conversations, each turn sent with all that came before it."""
+    with _service(job) as service:
+        sampler = _sampler(service, job)
+
+        def once(repetition: int, work: Work = job.work) -> None:
+            def answer(prompts: list[Ids]) -> list[list[int]]:
+                completions = _sample(sampler, prompts, [work.tokens] * len(prompts), 1)
+                return [tokens for [(tokens, _)] in completions]
+
+            converse(work, repetition, job.vocab_size, answer)
+
+        once(0, job.warm_up)
+        return {"seconds": timed(once, job.repeats)}
 
 
 # ---- scoring ----

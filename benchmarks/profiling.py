@@ -28,7 +28,7 @@ from tinkerlite import ServiceClient
 
 SHOWN = 14
 """Operations in a table; the others are one line."""
-_ONE_KIND = re.compile("(sample|score|train)(-(lora|one|mixed|shared))?|request")
+_ONE_KIND = re.compile("(sample|score|train)(-(lora|one|mixed|turns|shared))?|request")
 PROFILED = [row for row in ROWS if _ONE_KIND.fullmatch(row.key)]
 """Rows that time one kind of work. In a step of RL or OPD torch would see no part at all: see above."""
 

@@ -122,6 +122,20 @@ ROWS: tuple[Row, ...] = (
         floor=Floor.sample,
     ),
     Row(
+        key="sample-turns",
+        title="{groups} conversations of {turns} turns, each of {prompt} tokens and an answer of {tokens}",
+        unit="s",
+        metric="seconds",
+        work=Work(groups=8, prompt=128, tokens=32, turns=4),
+        quick=Work(groups=4, prompt=64, tokens=8, turns=4),
+        ours=f"{_OURS}:sample_turns",
+        alternatives={
+            "transformers generate": f"{_PEFT}:sample_turns",
+            "vLLM": f"{_VLLM}:sample_turns",
+        },
+        floor=Floor.sample_turns,
+    ),
+    Row(
         key="sample-busy",
         title="share left of " + _SAMPLE + " while another process keeps one core busy",
         unit="share",

@@ -5,7 +5,7 @@ Knows nothing about who does it, so it imports neither torch nor the client.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -28,6 +28,8 @@ class Work:
     """Tokens that the samples of a group have in common."""
     tokens: int = 1
     """Tokens of each sample after the prompt."""
+    turns: int = 1
+    """How often a conversation is given `prompt` more tokens and answers with `tokens`."""
     rank: int = 0
     """Of the LoRA adapter; 0 is the bare base model."""
 
@@ -63,6 +65,7 @@ class Work:
             samples=min(self.samples, 2),
             prompt=min(self.prompt, 16),
             tokens=min(self.tokens, 16),
+            turns=min(self.turns, 2),
         )
 
     def draw(self, repetition: int, vocab_size: int) -> list[list[Ids]]:
@@ -81,6 +84,25 @@ class Work:
                 ]
             )
         return drawn
+
+
+def converse(
+    work: Work, repetition: int, vocab_size: int, answer: Callable[[list[Ids]], Sequence[Sequence[int]]]
+) -> None:
+    """Conversations side by side: all are given random tokens, all are answered, and so on.
+
+    Args:
+        answer: the completions of all conversations so far, `work.tokens` each.
+    """
+    rng = np.random.default_rng([repetition, work.groups, work.turns, work.prompt, work.tokens])
+    conversations: list[Ids] = [np.empty(0, np.int64)] * work.groups
+    for _ in range(work.turns):
+        said = [np.concatenate([each, rng.integers(0, vocab_size, work.prompt)]) for each in conversations]
+        answers = answer(said)
+        assert [len(ids) for ids in answers] == [work.tokens] * work.groups
+        conversations = [
+            np.concatenate([each, np.array(ids, np.int64)]) for each, ids in zip(said, answers, strict=True)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

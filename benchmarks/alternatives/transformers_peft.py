@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.busy_core import busy_core
-from benchmarks.work import Ids, Job, Policy, Unavailable, Work, policy, timed
+from benchmarks.work import Ids, Job, Policy, Unavailable, Work, converse, policy, timed
 
 Measured = dict[str, list[float]]
 
@@ -65,6 +65,22 @@ def _generate(model: Any, work: Work, drawn: list[list[Ids]]) -> Tensor:
         )
     assert output.shape == (work.sequences, work.prompt + work.tokens)
     return output
+
+
+def sample_turns(job: Job) -> Measured:
+    """Seconds of whole conversations: one batch a turn, read from its beginning, as generate is used."""
+    model = _model(job)
+
+    def once(repetition: int, work: Work = job.work) -> None:
+        def answer(prompts: list[Ids]) -> list[list[int]]:
+            turn = replace(work, prompt=len(prompts[0]), turns=1)
+            output = _generate(model, turn, [[prompt] for prompt in prompts])
+            return output[:, turn.prompt :].tolist()
+
+        converse(work, repetition, job.vocab_size, answer)
+
+    once(0, job.work.small())
+    return {"seconds": timed(once, job.repeats)}
 
 
 def generate_beside_a_busy_core(job: Job) -> Measured:

@@ -1,7 +1,7 @@
 """What vLLM takes on a CPU, in this process: compiled, or eager where starting fast matters more.
 
 Its engine answers no HTTP requests here, which is in its favour. One engine serves all jobs of a process;
-sampled logprobs come with the tokens, and no prompt is remembered from one repetition to the next.
+sampled logprobs come with the tokens, and prompts are remembered only where conversations go on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.work import Ids, Job, Work, timed
+from benchmarks.work import Ids, Job, Work, converse, timed
 
 Measured = dict[str, list[float]]
 
@@ -32,7 +32,7 @@ _first_token_seconds: list[float] = []
 
 
 @cache
-def _engine(folder: str, dtype: str, rank: int, quick: bool) -> Any:
+def _engine(folder: str, dtype: str, rank: int, quick: bool, remembers: bool) -> Any:
     import psutil
     from vllm import LLM  # pyright: ignore[reportMissingImports]
 
@@ -41,7 +41,7 @@ def _engine(folder: str, dtype: str, rank: int, quick: bool) -> Any:
         dtype=dtype,
         max_model_len=_LONGEST,
         enforce_eager=quick,
-        enable_prefix_caching=False,
+        enable_prefix_caching=remembers,
         skip_tokenizer_init=True,
         enable_lora=rank > 0,
         max_lora_rank=rank or 16,
@@ -53,7 +53,7 @@ def _engine(folder: str, dtype: str, rank: int, quick: bool) -> Any:
 
 
 def _engine_of(job: Job) -> Any:
-    return _engine(job.folder, job.dtype, job.work.rank, job.quick)
+    return _engine(job.folder, job.dtype, job.work.rank, job.quick, job.work.turns > 1)
 
 
 # ---- rows ----
@@ -74,6 +74,19 @@ def sample(job: Job) -> Measured:
 
         once(0, job.warm_up)
         return {"tokens_per_second": [job.work.sampled_tokens / each for each in timed(once, job.repeats)]}
+
+
+def sample_turns(job: Job) -> Measured:
+    """Seconds of whole conversations; vLLM's own prefix cache remembers them."""
+    engine = _engine_of(job)
+
+    def once(repetition: int, work: Work = job.work) -> None:
+        converse(
+            work, repetition, job.vocab_size, lambda prompts: _generate(engine, prompts, 1, work.tokens, None)
+        )
+
+    once(0, job.warm_up)
+    return {"seconds": timed(once, job.repeats)}
 
 
 def score(job: Job) -> Measured:

@@ -124,14 +124,20 @@ def knowledge_of(
     )
 
 
-def columns(*knowledge: str) -> tuple[Column, ...]:
-    """What the runs of these experiments show."""
+def columns(*knowledge: str, kl: str | None = None) -> tuple[Column, ...]:
+    """What the runs of these experiments show.
+
+    Args:
+        knowledge: names of measures that are shares.
+        kl: name of one in nats per token.
+    """
     return (
         Column("step", lambda row: str(row["step"]), 4),
         Column("loss/token", number("loss_per_token", 3), 10),
         Column("reverse KL", number("reverse_kl", 3), 10),
         Column("behaviour", percent("behaviour"), 9),
         *(Column(name.replace("_", " "), percent(name), 9) for name in knowledge),
+        *([] if kl is None else [Column(kl.replace("_", " "), number(kl, 3), 11)]),
         Column("tokens/s", number("tokens_per_second", 0), 8),
     )
 

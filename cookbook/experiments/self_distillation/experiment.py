@@ -82,7 +82,7 @@ def run(bench: Bench, setting: SelfDistillationSetting) -> None:
     samples = setting.samples.examples(original, chat, renderer, bench.seed)
     for rate in setting.learning_rates:
         student = fresh_student(bench.service, model, setting.rank, bench.seed)
-        with bench.record(run_name("sft", rate), columns("kl_to_start")) as record:
+        with bench.record(run_name("sft", rate), columns(kl="kl_to_start")) as record:
             train_on_examples(
                 replace(seeded(setting.sft, bench.seed), learning_rate=rate),
                 student,
@@ -91,7 +91,7 @@ def run(bench: Bench, setting: SelfDistillationSetting) -> None:
                 record=record,
             )
         student = fresh_student(bench.service, model, setting.rank, bench.seed)
-        with bench.record(run_name("opd", rate), columns("kl_to_start")) as record:
+        with bench.record(run_name("opd", rate), columns(kl="kl_to_start")) as record:
             train(
                 replace(seeded(setting.opd, bench.seed), learning_rate=rate),
                 student,

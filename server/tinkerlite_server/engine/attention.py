@@ -36,13 +36,44 @@ _LEAST_FILLED = 0.75
 
 
 @dataclass(frozen=True, eq=False)
+class KeysValues:
+    """Keys and values of one sequence's first T tokens, by layer, each (G, T, D)."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    @property
+    def tokens(self) -> int:
+        """How many."""
+        return self.keys[0].shape[1]
+
+    @property
+    def bytes(self) -> int:
+        """What they take."""
+        return sum(layer.nbytes for layer in (*self.keys, *self.values))
+
+    def first(self, tokens: int) -> KeysValues:
+        """Those of fewer tokens; no copies."""
+        return KeysValues(
+            [layer[:, :tokens] for layer in self.keys], [layer[:, :tokens] for layer in self.values]
+        )
+
+    def and_then(self, layer: int, k_GND: Tensor, v_GND: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values of these tokens, and of those that follow them."""
+        return torch.cat([self.keys[layer], k_GND], dim=1), torch.cat([self.values[layer], v_GND], dim=1)
+
+
+@dataclass(frozen=True, eq=False)
 class Block:
     """Rows that attend among themselves only: one sequence, or several behind a shared prefix."""
 
     start: int
     end: int
-    mask: Tensor | None
+    mask: Tensor | None = None
     """(rows, rows) True where the row may look; None is plain causal."""
+    past: KeysValues | None = None
+    """What comes before the rows and is known already: they look at all of it, and then are plain causal.
+    Not in passes that are differentiated."""
 
     @property
     def rows(self) -> int:
@@ -60,28 +91,41 @@ class BlockAttention:
     def __init__(self, blocks: Sequence[Block]) -> None:
         self._blocks = blocks
         self._batches: list[_Batch] | None = None
+        self._masks: dict[tuple[int, int], Tensor] = {}
 
-    def __call__(self, q_HND: Tensor, k_GND: Tensor, v_GND: Tensor, scaling: float) -> Tensor:
-        """(N, H, D), in the dtype of its inputs; differentiable in them."""
+    def __call__(self, q_HND: Tensor, k_GND: Tensor, v_GND: Tensor, scaling: float, layer: int = 0) -> Tensor:
+        """(N, H, D), in the dtype of its inputs; differentiable in them. The layer says which past it is."""
         if q_HND.device.type == "cpu" and torch.is_grad_enabled():
             return _Differentiable.apply(q_HND, k_GND, v_GND, self, scaling)  # type: ignore[no-untyped-call]
-        return self.forward(q_HND, k_GND, v_GND, scaling)
+        return self.forward(q_HND, k_GND, v_GND, scaling, layer)
 
-    def forward(self, q_HND: Tensor, k_GND: Tensor, v_GND: Tensor, scaling: float) -> Tensor:
+    def forward(self, q_HND: Tensor, k_GND: Tensor, v_GND: Tensor, scaling: float, layer: int = 0) -> Tensor:
         """By torch, a block at a time."""
-        outputs = [
-            F.scaled_dot_product_attention(
-                q_HND[None, :, block.start : block.end],
-                k_GND[None, :, block.start : block.end],
-                v_GND[None, :, block.start : block.end],
-                attn_mask=block.mask,
-                is_causal=block.mask is None,
+        outputs: list[Tensor] = []
+        for block in self._blocks:
+            rows = slice(block.start, block.end)
+            k_GTD, v_GTD, mask = k_GND[:, rows], v_GND[:, rows], block.mask
+            if block.past is not None:
+                k_GTD, v_GTD = block.past.and_then(layer, k_GTD, v_GTD)
+                mask = self._after(block.past.tokens, block.rows, q_HND.device)
+            output_HTD = F.scaled_dot_product_attention(
+                q_HND[None, :, rows],
+                k_GTD[None],
+                v_GTD[None],
+                attn_mask=mask,
+                is_causal=mask is None,
                 scale=scaling,
                 enable_gqa=q_HND.shape[0] != k_GND.shape[0],
             )[0]
-            for block in self._blocks
-        ]
+            outputs.append(output_HTD)
         return torch.cat(outputs, dim=1).transpose(0, 1)
+
+    def _after(self, past: int, rows: int, device: torch.device) -> Tensor:
+        """(rows, past + rows) True where a row behind `past` tokens may look; made once."""
+        if (past, rows) not in self._masks:
+            places = torch.arange(past + rows, device=device)
+            self._masks[past, rows] = places[None, :] <= places[past:, None]
+        return self._masks[past, rows]
 
     def batches(self, heads: int) -> list[_Batch]:
         """The blocks as the backward pass takes them; made once."""

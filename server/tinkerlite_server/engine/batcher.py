@@ -22,9 +22,11 @@ from torch import Tensor
 from tinkerlite_server.engine.base_model import BaseModel
 from tinkerlite_server.engine.draws import Drawn, draw_tokens
 from tinkerlite_server.engine.lora import Adapter, AdapterRows, adapter_rows
+from tinkerlite_server.engine.prefix_cache import PrefixCache
 from tinkerlite_server.engine.prompts import Prompt, PromptState, choose_prompts, read_prompts
 from tinkerlite_server.engine.protocols import EngineLimits, SampledToken, SampleResult
 from tinkerlite_server.engine.samples import Job, Sample
+from tinkerlite_server.engine.scoring import unasked_tokens
 from tinkerlite_server.engine.slot_cache import DecodeStream, SlotCache
 from tinkerlite_server.errors import EngineFailure, ServerError
 
@@ -35,9 +37,10 @@ _MOST_CONSIDERED = 512
 class Batcher:
     """The requests of one base model. `step` never raises for a request: it reports."""
 
-    def __init__(self, model: BaseModel, limits: EngineLimits) -> None:
+    def __init__(self, model: BaseModel, limits: EngineLimits, prefixes: PrefixCache) -> None:
         self._model = model
         self._limits = limits
+        self._prefixes = prefixes
         self._cache = SlotCache(model, limits.max_slots, limits.max_cache_bytes)
         self._waiting: dict[str, Job] = {}
         """By key, oldest first: requests with samples that have not started."""
@@ -129,7 +132,7 @@ class Batcher:
             alike.setdefault((id(job.adapter), job.work.prompt.tobytes()), []).append(job)
         read = None
         try:
-            prompts = [_merged(group) for group in alike.values()]
+            prompts = [self._merged(group) for group in alike.values()]
             read = read_prompts(self._model, prompts, self._limits.head_chunk)
         except Exception as error:  # noqa: BLE001 - recorded as this request's failure; others go on
             if len(jobs) == 1:
@@ -145,6 +148,16 @@ class Batcher:
                     job.take_prompt(prompt.state, scores)
                 except EngineFailure as error:
                     self._fail(job, error)
+
+    def _merged(self, jobs: Sequence[Job]) -> Prompt:
+        """The prompt that these requests have in common."""
+        tokens, adapter, works = jobs[0].work.prompt, jobs[0].adapter, [job.work for job in jobs]
+        past = self._prefixes.find(adapter, tokens)
+        if past is not None:
+            known = min(past.tokens, *map(unasked_tokens, works))
+            past = past.first(known) if known else None
+        keep = any(job.decodes for job in jobs)
+        return Prompt(tokens=tokens, adapter=adapter, keep=keep, works=works, past=past)
 
     def _start(self, admitted: Sequence[tuple[Job, int]]) -> None:
         """Draw first tokens; samples that go on get a slot each."""
@@ -172,9 +185,9 @@ class Batcher:
         for _, group in groupby(samples, key=lambda sample: id(sample.job)):
             members = list(group)
             state = _state(members[0])
-            if state.keys is None or state.values is None:
+            if state.keys_values is None:
                 raise EngineFailure("the prompt's keys and values were not kept: a defect of the batcher")
-            self._cache.write_prompt(len(self._running), len(members), state.keys, state.values)
+            self._cache.write_prompt(len(self._running), len(members), state.keys_values)
             self._running.extend(members)
 
     # ---- decoding ----
@@ -199,7 +212,22 @@ class Batcher:
                 self._fail(sample.job, as_server_error(error, "decoding"))
             return
         ended = {id(sample) for sample, on in zip(running, goes_on, strict=True) if not on}
-        self._release([slot for slot, sample in enumerate(self._running) if id(sample) in ended])
+        slots = [slot for slot, sample in enumerate(self._running) if id(sample) in ended]
+        for slot in slots:
+            self._remember(slot)
+        self._release(slots)
+
+    def _remember(self, slot: int) -> None:
+        """Keep a finished conversation. Those of requests for several samples are not likely to go on."""
+        sample = self._running[slot]
+        job = sample.job
+        if job.work.num_samples > 1:
+            return
+        # The last token was drawn, and has not been read.
+        tokens = np.concatenate([job.work.prompt, np.array(sample.tokens[:-1], np.int64)])
+        if self._prefixes.make_room(self._cache.bytes_of(len(tokens))):
+            kept = self._cache.read(slot, len(tokens))
+            self._prefixes.keep(job.adapter, tokens, len(job.work.prompt), kept)
 
     def _draw(self, samples: Sequence[Sample], hidden_BE: Tensor) -> list[bool]:
         """Draw a token for each sample from its hidden row; which of them go on."""
@@ -283,16 +311,6 @@ def _state(sample: Sample) -> PromptState:
     if state is None:
         raise EngineFailure("a sample started before its prompt was read: a defect of the batcher")
     return state
-
-
-def _merged(jobs: Sequence[Job]) -> Prompt:
-    """The prompt that these requests have in common."""
-    return Prompt(
-        tokens=jobs[0].work.prompt,
-        adapter=jobs[0].adapter,
-        keep=any(job.decodes for job in jobs),
-        works=[job.work for job in jobs],
-    )
 
 
 def _rows_by_adapter(samples: Sequence[Sample], device: torch.device) -> list[AdapterRows]:

@@ -11,12 +11,13 @@ heads, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tinkerlite_server.engine.attention import KeysValues
 from tinkerlite_server.engine.base_model import BaseModel
 from tinkerlite_server.engine.lora import Adapter
 from tinkerlite_server.engine.protocols import Ids, SampleWork
@@ -33,6 +34,8 @@ class Prompt:
     keep: bool
     """Whether samples will go on from its keys and values."""
     works: Sequence[SampleWork]
+    past: KeysValues | None = None
+    """What is known of its first tokens; nothing is asked about what those predict."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -40,9 +43,7 @@ class PromptState:
     """Where one prompt leads: what its samples start from."""
 
     last_hidden_E: Tensor
-    keys: list[Tensor] | None
-    """(G, P, D) by layer."""
-    values: list[Tensor] | None
+    keys_values: KeysValues | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +59,15 @@ class PrefillStream(PackedStream):
     """A packed stream that keeps each layer's keys and values."""
 
     def __init__(
-        self, sequences: Sequence[Ids], adapters: Sequence[Adapter | None], device: torch.device
+        self,
+        sequences: Sequence[Ids],
+        adapters: Sequence[Adapter | None],
+        device: torch.device,
+        *,
+        pasts: Mapping[int, KeysValues],
     ) -> None:
-        super().__init__(sequences, adapters, device)
+        super().__init__(sequences, adapters, device, pasts=pasts)
+        self._pasts = pasts
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
 
@@ -69,15 +76,21 @@ class PrefillStream(PackedStream):
         self._keys[layer], self._values[layer] = k_GND, v_GND
         return super().attend(layer, q_HND, k_GND, v_GND, scaling)
 
-    def sequence_keys_values(self, index: int) -> tuple[list[Tensor], list[Tensor]]:
-        """One sequence's keys and values by layer, each (G, P, D); copies, so the pass can be freed."""
-        rows = torch.from_numpy(self.rows[index]).to(self.input_ids_N.device)
+    def sequence_keys_values(self, index: int) -> KeysValues:
+        """One sequence's keys and values; copies, so the pass can be freed."""
+        past = self._pasts.get(index)
+        known = 0 if past is None else past.tokens
+        rows = torch.from_numpy(self.rows[index][known:]).to(self.input_ids_N.device)
         # Not `index_select`: along any but the first dimension it copies all rows of the pass first.
         layers = range(len(self._keys))
-        return (
+        read = KeysValues(
             [self._keys[layer][:, rows] for layer in layers],
             [self._values[layer][:, rows] for layer in layers],
         )
+        if past is None:
+            return read
+        both = [past.and_then(layer, read.keys[layer], read.values[layer]) for layer in layers]
+        return KeysValues([keys for keys, _ in both], [values for _, values in both])
 
 
 def read_prompts(model: BaseModel, prompts: Sequence[Prompt], head_chunk: int) -> list[ReadPrompt]:
@@ -88,8 +101,11 @@ def read_prompts(model: BaseModel, prompts: Sequence[Prompt], head_chunk: int) -
     """
     sequences = [prompt.tokens for prompt in prompts]
     adapters = [prompt.adapter for prompt in prompts]
-    kind = PrefillStream if any(prompt.keep for prompt in prompts) else PackedStream
-    stream = kind(sequences, adapters, model.device)
+    pasts = {index: prompt.past for index, prompt in enumerate(prompts) if prompt.past is not None}
+    if any(prompt.keep for prompt in prompts):
+        stream = PrefillStream(sequences, adapters, model.device, pasts=pasts)
+    else:
+        stream = PackedStream(sequences, adapters, model.device, pasts=pasts)
     hidden_NE = model.hidden(stream)
     last_rows = torch.tensor([int(rows[-1]) for rows in stream.rows], device=model.device)
     last_hidden = hidden_NE.index_select(0, last_rows).unbind(0)
@@ -98,10 +114,10 @@ def read_prompts(model: BaseModel, prompts: Sequence[Prompt], head_chunk: int) -
     scores = iter(score_prompts(model, hidden_NE, stream.adapters, works, rows, head_chunk))
     read: list[ReadPrompt] = []
     for index, prompt in enumerate(prompts):
-        keys = values = None
+        kept = None
         if prompt.keep and isinstance(stream, PrefillStream):
-            keys, values = stream.sequence_keys_values(index)
-        state = PromptState(last_hidden_E=last_hidden[index], keys=keys, values=values)
+            kept = stream.sequence_keys_values(index)
+        state = PromptState(last_hidden_E=last_hidden[index], keys_values=kept)
         read.append(ReadPrompt(state, [next(scores) for _ in prompt.works]))
     return read
 

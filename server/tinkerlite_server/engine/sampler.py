@@ -10,6 +10,7 @@ uses it ends.
 from __future__ import annotations
 
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from tinkerlite_server.engine.adapter_loading import load_adapter
 from tinkerlite_server.engine.base_model import BaseModel
@@ -18,6 +19,7 @@ from tinkerlite_server.engine.full_files import holds_whole_model
 from tinkerlite_server.engine.full_model import load_frozen
 from tinkerlite_server.engine.lora import Adapter
 from tinkerlite_server.engine.model_pool import DTYPES, ModelPool
+from tinkerlite_server.engine.prefix_cache import PrefixCache
 from tinkerlite_server.engine.protocols import EngineLimits, SampledToken, SampleResult, SampleWork
 from tinkerlite_server.engine.samples import Job
 from tinkerlite_server.engine.stops import StopRule, StopStrings
@@ -35,6 +37,8 @@ class LocalSampler:
         self._batchers: dict[tuple[str, str | None], Batcher] = {}
         """By base model, and id where a full run's weights take its place; only those with work, so that
         an idle model can be evicted."""
+        self._prefixes: WeakKeyDictionary[BaseModel, PrefixCache] = WeakKeyDictionary()
+        """Outlive the batchers, since a conversation pauses between its turns, and go with their models."""
         self._refused: list[SampleResult] = []
 
     # ---- adapters ----
@@ -94,7 +98,8 @@ class LocalSampler:
                 key, job = (work.base_model, None), self._job(work, weights)
             if key not in self._batchers:
                 model = weights if isinstance(weights, BaseModel) else self._pool.get(work.base_model)
-                self._batchers[key] = Batcher(model, self._limits)
+                prefixes = self._prefixes.setdefault(model, PrefixCache(self._limits.max_prefix_bytes))
+                self._batchers[key] = Batcher(model, self._limits, prefixes)
             self._batchers[key].submit(job)
         except Exception as error:  # noqa: BLE001 - recorded as this request's failure; others go on
             self._refused.append(SampleResult(work.key, as_server_error(error, "preparing to sample")))

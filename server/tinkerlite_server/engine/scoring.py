@@ -87,6 +87,16 @@ def score_prompts(
     return _scores(asked, walk)
 
 
+def unasked_tokens(work: SampleWork) -> int:
+    """How many of a prompt's first tokens predict nothing that the request asks about; its last one counts
+    as asked about."""
+    asked = _Asked(work, np.arange(len(work.prompt)))
+    rows = [asked.pair_rows, asked.ranked_rows]
+    if asked.draws is not None:
+        rows.append(asked.draws.rows)
+    return min([len(work.prompt) - 1, *(int(part.min()) for part in rows if len(part))])
+
+
 @dataclass(frozen=True, eq=False)
 class _Chunk:
     """Some rows, rising, and their logits."""

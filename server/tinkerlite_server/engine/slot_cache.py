@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinkerlite_server.engine.attention import KeysValues
 from tinkerlite_server.engine.base_model import BaseModel
 from tinkerlite_server.engine.lora import AdapterRows
 
@@ -46,6 +47,10 @@ class SlotCache:
         by_bytes = self._max_bytes // (self._token_bytes * _rounded(longest))
         return max(1, min(self._max_slots, by_bytes))
 
+    def bytes_of(self, tokens: int) -> int:
+        """What a copy of this many tokens takes."""
+        return self._token_bytes * tokens
+
     def reserve(self, slots: int, tokens: int) -> None:
         """Make room for this many slots of this many tokens; what slots hold is kept."""
         if slots <= self.slots and tokens <= self.capacity:
@@ -66,14 +71,19 @@ class SlotCache:
                 layers[layer] = new
         self.slots, self.capacity = roomy_slots, roomy_tokens
 
-    def write_prompt(
-        self, first_slot: int, count: int, keys: Sequence[Tensor], values: Sequence[Tensor]
-    ) -> None:
-        """Copy one prompt's keys and values, per layer (G, P, D), into `count` slots."""
-        slots, tokens = slice(first_slot, first_slot + count), keys[0].shape[1]
+    def write_prompt(self, first_slot: int, count: int, prompt: KeysValues) -> None:
+        """Copy one prompt's keys and values into `count` slots."""
+        slots, tokens = slice(first_slot, first_slot + count), prompt.tokens
         for layer in range(len(self.keys)):
-            self.keys[layer][slots, :, :tokens] = keys[layer]
-            self.values[layer][slots, :, :tokens] = values[layer]
+            self.keys[layer][slots, :, :tokens] = prompt.keys[layer]
+            self.values[layer][slots, :, :tokens] = prompt.values[layer]
+
+    def read(self, slot: int, tokens: int) -> KeysValues:
+        """A copy of a slot's first tokens."""
+        return KeysValues(
+            [layer[slot, :, :tokens].clone() for layer in self.keys],
+            [layer[slot, :, :tokens].clone() for layer in self.values],
+        )
 
     def move(self, source: int, target: int, tokens: int) -> None:
         """Copy the first tokens of one slot into another."""

@@ -13,7 +13,7 @@ Dimensions in names: N rows of the stream, H query heads, G key-value heads, D h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tinkerlite_server.engine.attention import Block, BlockAttention
+from tinkerlite_server.engine.attention import Block, BlockAttention, KeysValues
 from tinkerlite_server.engine.lora import Adapter, AdapterRows, adapter_rows
 from tinkerlite_server.engine.protocols import Ids
 
@@ -65,6 +65,8 @@ class PackedStream:
     Args:
         sequences: token ids, each (T_i,), none empty.
         adapters: one per sequence, or None for the bare base model.
+        pasts: by sequence, what is known of its first tokens, never of all. Those have no rows (-1), and
+            such a sequence shares none.
         share_prefixes: off only to compare with the unshared twin.
     """
 
@@ -74,10 +76,14 @@ class PackedStream:
         adapters: Sequence[Adapter | None],
         device: torch.device,
         *,
+        pasts: Mapping[int, KeysValues] | None = None,
         share_prefixes: bool = True,
     ) -> None:
+        pasts = pasts or {}
         order = stream_order(sequences, adapters)
-        groups = prefix_groups(sequences, adapters, order) if share_prefixes else [([i], 0) for i in order]
+        groups = [([i], 0) for i in order]
+        if share_prefixes:
+            groups = prefix_groups(sequences, adapters, order, alone=pasts)
         self.rows: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(sequences)
         blocks: list[Block] = []
         tokens: list[Ids] = []
@@ -85,17 +91,19 @@ class PackedStream:
         per_row: list[tuple[Adapter | None, int]] = []
         start = 0
         for members, shared in groups:
-            first = sequences[members[0]]
+            first, past = sequences[members[0]], pasts.get(members[0])
+            known = 0 if past is None else past.tokens
             pieces, places = [first[:shared]], [np.arange(shared)]
             owners = [np.full(shared, -1)]
             end = start + shared
             for member in members:
-                own = sequences[member][shared:]
+                before = known + shared
+                own = sequences[member][before:]
                 self.rows[member] = np.concatenate(
-                    [np.arange(start, start + shared), np.arange(end, end + len(own))]
+                    [np.full(known, -1), np.arange(start, start + shared), np.arange(end, end + len(own))]
                 )
                 pieces.append(own)
-                places.append(np.arange(shared, shared + len(own)))
+                places.append(np.arange(before, before + len(own)))
                 owners.append(np.full(len(own), member))
                 end += len(own)
             tokens += pieces
@@ -104,7 +112,7 @@ class PackedStream:
             mask = None
             if len(members) > 1:
                 mask = _tree_mask(np.concatenate(owners), np.concatenate(places)).to(device)
-            blocks.append(Block(start, end, mask))
+            blocks.append(Block(start, end, mask, past))
             start = end
         self.input_ids_N = torch.from_numpy(np.concatenate(tokens)).to(device)
         self.position_ids_N = torch.from_numpy(np.concatenate(positions)).to(device)
@@ -113,7 +121,7 @@ class PackedStream:
 
     def attend(self, layer: int, q_HND: Tensor, k_GND: Tensor, v_GND: Tensor, scaling: float) -> Tensor:
         """Each block by itself."""
-        return self._attention(q_HND, k_GND, v_GND, scaling)
+        return self._attention(q_HND, k_GND, v_GND, scaling, layer)
 
 
 def _tree_mask(owners: NDArray[np.int64], positions: NDArray[np.int64]) -> Tensor:
@@ -136,17 +144,20 @@ def stream_order(sequences: Sequence[Ids], adapters: Sequence[Adapter | None]) -
 
 
 def prefix_groups(
-    sequences: Sequence[Ids], adapters: Sequence[Adapter | None], order: Sequence[int]
+    sequences: Sequence[Ids],
+    adapters: Sequence[Adapter | None],
+    order: Sequence[int],
+    alone: Collection[int] = (),
 ) -> list[tuple[list[int], int]]:
     """Neighbours in `order` that share a prefix, as (members, prefix length); alone means (one, 0).
 
     Greedy: a sequence joins the group before it if that saves rows, and more than the masked
     attention between its own rows and the others' costs. Every member keeps at least one row of
-    its own (its last), so that equal sequences stay apart.
+    its own (its last), so that equal sequences stay apart. Those in `alone` share nothing.
     """
     groups: list[tuple[list[int], int]] = []
     for index in order:
-        if groups:
+        if groups and index not in alone and groups[-1][0][-1] not in alone:
             members, shared = groups[-1]
             last = members[-1]
             common = 0
