@@ -29,6 +29,7 @@ from cookbook.evaluation import Evaluation, evaluate
 from cookbook.exhibits import Exhibit, exhibit_rollouts
 from cookbook.guards import RunStopped
 from cookbook.keeping import recorder
+from cookbook.ledger import Ledger, ModelShape, UnknownShape, ledger, print_ledger
 from cookbook.loop import TrainConfig, evaluation_figures, train
 from cookbook.machine import hardware, peak_rss_mib
 from cookbook.metrics import MetricsFile, Row
@@ -109,6 +110,8 @@ class DemoResult:
     rl_rows: list[Row]
     opd_rows: list[Row]
     exhibits: list[Exhibit]
+    ledgers: dict[str, Ledger] | None
+    """Floating-point operations by run; None where the model's shape is not known."""
 
 
 class Demo:
@@ -164,6 +167,7 @@ class Demo:
             rl_rows=rl_rows,
             opd_rows=opd_rows,
             exhibits=self._exhibits(teacher, {"rl": rl, "opd": opd}),
+            ledgers=self._ledgers({"teacher": teacher_rows, "rl": rl_rows, "opd": opd_rows}),
         )
 
     def _evaluate_base(self) -> Evaluation:
@@ -218,6 +222,18 @@ class Demo:
             self.config.model, rank=self.config.rank, seed=self.config.student.seed
         )
 
+    def _ledgers(self, runs: dict[str, list[Row]]) -> dict[str, Ledger] | None:
+        """All three have one shape. RL's teacher only watches, and the task writes the teacher's examples:
+        neither costs anything."""
+        try:
+            shape = ModelShape.of_tokenizer(self.tokenizer, rank=self.config.rank)
+        except UnknownShape as unknown:
+            self.console.print(f"Operations not counted: {unknown}", markup=False)
+            return None
+        return {
+            name: ledger(rows, shape, None if name == "teacher" else shape) for name, rows in runs.items()
+        }
+
     def _exhibits(self, teacher: Teacher, students: dict[str, SamplingClient]) -> list[Exhibit]:
         return exhibit_rollouts(
             {"base": self.base, **students},
@@ -255,6 +271,8 @@ def run_demo(config: DemoConfig, out: Path, base_url: str | None, console: Conso
     (out / "rollouts.json").write_text(json.dumps(result.exhibits, indent=1) + "\n", encoding="utf-8")
     report = write_report(out)
     print_comparison(summary, result.rl_rows, result.opd_rows, console)
+    if result.ledgers is not None:
+        print_ledger(result.ledgers, console)
     console.print("\n".join(verdict(summary)))
     teacher = result.figures["teacher"]["path"]
     console.print(

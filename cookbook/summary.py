@@ -75,6 +75,10 @@ def print_comparison(
 def verdict(summary: Mapping[str, Any]) -> list[str]:
     """What happened, in sentences that claim no more than the figures do."""
     opd, rl = summary["opd"], summary["rl"]
+    taught, untaught = summary["teacher"]["accuracy"], summary["base"]["accuracy"]
+    if taught <= untaught:
+        no_better = f"The teacher answers no better ({taught:.1%}) than the base model ({untaught:.1%})"
+        return [f"{no_better}: there was nothing to distil. Give it more steps, or try another seed."]
     target = TARGET_SHARE * summary["teacher"]["accuracy"]
     opd_steps, rl_steps = opd["steps_to_90_percent_of_teacher"], rl["steps_to_90_percent_of_teacher"]
     return [

@@ -80,6 +80,7 @@ def test_what_is_printed_tells_the_whole_story(demo: tuple[Path, dict[str, Any],
         "4. A student by OPD",
         "OPD: reverse KL",
         "tokens/s",
+        "Floating-point operations",
         "What to try next",
         "--teacher tinker://",
     ):

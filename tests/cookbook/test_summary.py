@@ -56,7 +56,8 @@ def summary(opd_steps: int | None, rl_steps: int | None) -> dict[str, object]:
         }
 
     teacher = {"accuracy": 0.9, "accuracy_interval": [0.85, 0.95]}
-    return {"teacher": teacher, "opd": run(opd_steps), "rl": run(rl_steps)}
+    base = {"accuracy": 0.1, "accuracy_interval": [0.05, 0.15]}
+    return {"base": base, "teacher": teacher, "opd": run(opd_steps), "rl": run(rl_steps)}
 
 
 def test_the_verdict_says_what_happened_and_no_more():
@@ -71,6 +72,13 @@ def test_the_verdict_does_not_praise_distillation_when_it_lost():
     assert "did not catch up" in verdict(summary(None, 10))[-1]
     assert "RL was as quick here" in verdict(summary(10, 10))[-1]
     assert verdict(summary(5, 10))[-1] == "OPD needed 5 steps where RL needed 10."
+
+
+def test_where_the_teacher_learned_nothing_no_student_is_said_to_have_caught_up():
+    figures = summary(0, 0)
+    figures["teacher"] = {"accuracy": 0.1, "accuracy_interval": [0.05, 0.15]}
+    [only] = verdict(figures)
+    assert "no better (10.0%) than the base model (10.0%)" in only
 
 
 def test_the_comparison_shows_evaluated_steps_of_both_runs():
