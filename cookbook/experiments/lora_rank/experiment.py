@@ -27,7 +27,8 @@ from cookbook.experiments.students import (
     task_named,
     with_fresh_optimizer,
 )
-from cookbook.loop import TrainConfig, train
+from cookbook.loop import Measure, TrainConfig, known_at_first, train
+from cookbook.metrics import Row
 from cookbook.scratch_model import ScratchConfig
 from cookbook.supervised import SupervisedConfig, train_on_examples
 from cookbook.table import SUPERVISED_COLUMNS
@@ -79,24 +80,28 @@ def run(bench: Bench, setting: LoraRankSetting) -> None:
     renderer = renderer_of(base)
     measure = setting.examination.measure(task, renderer, bench.seed)
 
-    def imitate(run: str, config: SupervisedConfig, trainer: TrainingClient, stream: int) -> None:
+    def imitate(
+        run: str, config: SupervisedConfig, trainer: TrainingClient, stream: int, measure: Measure
+    ) -> list[Row]:
         examples = examples_to_imitate(task, renderer, 2 * bench.seed + stream, longest=setting.longest)
         with bench.record(run, SUPERVISED_COLUMNS) as record:
-            train_on_examples(config, trainer, examples, measure=measure, record=record)
+            return train_on_examples(config, trainer, examples, measure=measure, record=record)
 
     if setting.teacher is None:
         sampler = bench.service.create_sampling_client(base_model=teacher_model)
         bench.note("teacher", step=0, **measure(sampler))
     else:
         trainer = fresh_student(bench.service, teacher_model, setting.teacher_rank, bench.seed)
-        imitate("teacher", setting.teacher, trainer, 0)
+        imitate("teacher", setting.teacher, trainer, 0, measure)
         sampler = saved_sampler(bench.service, trainer, "teacher")
     teacher = probed_teacher(bench, sampler, base.get_tokenizer(), task, renderer)
+    start = measure(base)
+    bench.note("base", step=0, **start)
     for rank in setting.ranks:
         rate = setting.full_rate if rank == FULL else 1.0
         sft = replace(setting.sft, learning_rate=setting.sft.learning_rate * rate)
         student = fresh_student(bench.service, model, rank, bench.seed)
-        imitate(run_name("sft", rank), sft, student, 1)
+        rows = imitate(run_name("sft", rank), sft, student, 1, known_at_first(measure, start))
         student = with_fresh_optimizer(bench.service, student, "imitated")
         opd = replace(setting.opd, seed=bench.seed, learning_rate=setting.opd.learning_rate * rate)
         with bench.record(run_name("opd", rank)) as record:
@@ -108,7 +113,7 @@ def run(bench: Bench, setting: LoraRankSetting) -> None:
                 advantages=reverse_kl(teacher, clip=setting.kl_clip),
                 teacher=teacher,
                 record=record,
-                measure=measure,
+                measure=known_at_first(measure, {name: rows[-1][name] for name in start}),
             )
 
 
@@ -134,7 +139,10 @@ def final_accuracies(results: Sequence[Result]) -> dict[str, dict[int, Estimate]
 def tables(results: Sequence[Result]) -> str:
     """One row a rank."""
     found = final_accuracies(results)
-    teachers = estimate([evaluated(result.of("teacher"))[-1]["accuracy"] for result in results])
+    base, teachers = (
+        estimate([evaluated(result.of(name))[-1]["accuracy"] for result in results])
+        for name in ("base", "teacher")
+    )
     lines = ["| trained | after SFT | behind full | after OPD | behind full |", "|---|---|---|---|---|"]
     for rank in found["sft"]:
         cells = [f"LoRA, rank {rank}" if rank else "all weights"]
@@ -146,7 +154,8 @@ def tables(results: Sequence[Result]) -> str:
             ]
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("| post: LoRA, rank 32 | | 13% | | 6% |")
-    return "\n".join(lines) + f"\n\nThe teachers have {teachers.text(percent)}."
+    ends = f"The base model has {base.text(percent)}, the teacher {teachers.text(percent)}."
+    return "\n".join([*lines, "", ends])
 
 
 def matching_rank(accuracies: dict[int, Estimate]) -> int | None:
