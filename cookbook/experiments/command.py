@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +20,7 @@ from cookbook.experiments.results import load_results, result_file, writing
 from cookbook.guards import RunStopped
 from cookbook.runs import connect
 from cookbook.server_process import running_server
+from cookbook.tracking import TRACKERS, TrackedRun, Tracker, check_trackers, open_trackers
 from tinkerlite import ServiceClient
 
 
@@ -29,6 +32,7 @@ def main(experiment: Experiment[Any], argv: Sequence[str] | None = None) -> int:
     given = _parse(experiment, argv)
     out: Path = given.out or default_out(experiment, given.size)
     console = Console(highlight=False)
+    check_trackers(given.track)
     if find_spec("matplotlib") is None:  # an hour of runs must not end in this
         console.print("figures need matplotlib, which is not installed: pip install --group experiments")
         return 2
@@ -39,7 +43,7 @@ def main(experiment: Experiment[Any], argv: Sequence[str] | None = None) -> int:
         file = result_file(out, given.size, seed)
         try:
             with tempfile.TemporaryDirectory() as scratch:
-                _run(experiment, given.size, seed, given.base_url, Path(scratch), out, console)
+                _run(experiment, given, seed, Path(scratch), out, console)
             console.print(f"results: {file}")
         except RunStopped as reason:
             stopped = True
@@ -66,13 +70,32 @@ def run_seed(
     models: Sequence[str],
     out: Path,
     console: Console,
+    track: Sequence[str] = (),
 ) -> None:
     """One seed on a server that runs and offers the models."""
     offered = service.get_server_capabilities().supported_models
     dtypes = sorted({model.dtype for model in offered if model.model_name in models and model.dtype})
+    trackers = _trackers(experiment, size, seed, track)
     with writing(experiment, size, seed, out, dtypes) as metrics:
-        bench = Bench(service=service, models=models, seed=seed, metrics=metrics, console=console)
+        bench = Bench(
+            service=service, models=models, seed=seed, metrics=metrics, console=console, trackers=trackers
+        )
         experiment.run(bench, experiment.sizes[size])
+
+
+def _trackers(
+    experiment: Experiment[Any], size: Size, seed: int, track: Sequence[str]
+) -> Callable[[str], AbstractContextManager[Sequence[Tracker]]]:
+    """Opens the trackers of one run. A seed that is run again is another run."""
+    attempt = token_hex(2)
+    settings = {"size": size, "seed": seed, **asdict(experiment.sizes[size])}
+
+    def of_run(run: str) -> AbstractContextManager[Sequence[Tracker]]:
+        name = f"{experiment.name}-{run}-{size}-seed-{seed}-{attempt}".replace(" ", "-")
+        folder = Path("runs") / "experiments" / experiment.name / name
+        return open_trackers(track, TrackedRun(name=name, folder=folder, settings=settings, first_step=0))
+
+    return of_run
 
 
 def default_out(experiment: Experiment[Any], size: Size) -> Path:
@@ -84,21 +107,21 @@ def default_out(experiment: Experiment[Any], size: Size) -> Path:
 
 def _run(
     experiment: Experiment[Any],
-    size: Size,
+    given: argparse.Namespace,
     seed: int,
-    base_url: str | None,
     scratch: Path,
     out: Path,
     console: Console,
 ) -> None:
+    size: Size = given.size
     models = experiment.models(experiment.sizes[size], scratch / "models")
     server = (
-        nullcontext(base_url)
-        if base_url
+        nullcontext(given.base_url)
+        if given.base_url
         else running_server(models, scratch / "server", out / f"{size}-server.log")
     )
     with server as url, connect(url) as service:
-        run_seed(experiment, size, seed, service, models, out, console)
+        run_seed(experiment, size, seed, service, models, out, console, given.track)
 
 
 def _parse(experiment: Experiment[Any], argv: Sequence[str] | None) -> argparse.Namespace:
@@ -110,5 +133,12 @@ def _parse(experiment: Experiment[Any], argv: Sequence[str] | None) -> argparse.
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run each [0]")
     parser.add_argument("--base-url", help="a server that offers the models, instead of one started here")
     parser.add_argument("--out", type=Path, help="folder of the result files [the experiment's own results/]")
+    parser.add_argument(
+        "--track",
+        action="append",
+        default=[],
+        choices=list(TRACKERS),
+        help="show the figures there, too; may be repeated",
+    )
     parser.add_argument("--no-run", action="store_true", help="only show what the results that are there say")
     return parser.parse_args(argv)

@@ -6,7 +6,7 @@ Knows nothing about flags, servers or pages (`command`, `pages`).
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
@@ -17,6 +17,7 @@ from cookbook.keeping import recorder
 from cookbook.loop import Record
 from cookbook.metrics import MetricsFile, Row
 from cookbook.table import ON_POLICY_COLUMNS, Column
+from cookbook.tracking import Tracker
 from tinkerlite import ServiceClient
 
 if TYPE_CHECKING:
@@ -43,13 +44,18 @@ class Bench:
     metrics: MetricsFile
     """The results, as they are made."""
     console: Console
+    trackers: Callable[[str], AbstractContextManager[Sequence[Tracker]]]
+    """Where else the rows of a run of this name are shown."""
 
     @contextmanager
     def record(
         self, run: str, columns: Sequence[Column] = ON_POLICY_COLUMNS
     ) -> Generator[Record, None, None]:
         """Takes the rows of one run, from `train` or `train_supervised`, and writes each with its name."""
-        with recorder(run, self.metrics, columns, self.console) as record:
+        with (
+            self.trackers(run) as trackers,
+            recorder(run, self.metrics, columns, self.console, trackers=trackers) as record,
+        ):
             yield record
 
     def note(self, run: str, **figures: Any) -> None:

@@ -114,6 +114,25 @@ def test_the_command_starts_a_server_runs_its_seeds_and_says_where_everything_is
     assert "figure-smoke.png" in ended.stdout.replace("\n", "")
 
 
+def test_a_tracker_is_shown_every_run_of_an_experiment_under_a_name_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("tensorboard")
+    monkeypatch.chdir(tmp_path)
+    experiment = experiment_named("rl_teacher")
+    models = experiment.models(experiment.sizes["smoke"], tmp_path / "models")
+    with ServiceClient(base_url=f"local://{','.join(models)}") as service:
+        run_seed(
+            experiment, "smoke", 2, service, models, tmp_path, Console(file=io.StringIO()), ["tensorboard"]
+        )
+    [result] = load_results(experiment, "smoke", tmp_path)
+    shown = [file.parent.parent.name for file in tmp_path.glob("runs/experiments/rl_teacher/*/tensorboard/*")]
+    steps = [run for run in result.runs if run != "shapes"]  # which has figures of no step
+    assert sorted(name.rsplit("-", 1)[0] for name in shown) == sorted(
+        f"rl_teacher-{run}-smoke-seed-2" for run in steps
+    )
+
+
 def test_a_seed_that_a_guard_stops_leaves_the_others(
     tmp_path: Path, student_folder: Path, capsys: pytest.CaptureFixture[str]
 ):
