@@ -261,7 +261,7 @@ EXPERIMENT = Experiment(
                 group_size=4,
                 max_tokens=10,
                 evaluate_every=6,
-                # At 1e-3 the first step, in which Adam moves everything as far, spoils what rank 1 has imitated.
+                # At 1e-3 the first step, in which Adam moves all as far, spoils what rank 1 has imitated.
                 learning_rate=3e-4,
                 kl_every=4,
                 stop_when_collapsed=False,
