@@ -16,7 +16,7 @@ from cookbook.datums import Floats
 from cookbook.rollouts import Group
 
 
-def fixed_negative(teacher: Scorer, *, objects_above: float = 0.0, size: float = 1.0) -> AdvantageFn:
+def fixed_negative(teacher: Scorer, *, objects_above: float = 0.1, size: float = 1.0) -> AdvantageFn:
     """One and the same penalty on every token that the teacher finds less likely than the student did.
 
         A_t = - size  where kl_t > objects_above,    else 0
@@ -25,7 +25,7 @@ def fixed_negative(teacher: Scorer, *, objects_above: float = 0.0, size: float =
 
     Args:
         teacher: scores the completions.
-        objects_above: nats by which a token must be less likely to count as objected to.
+        objects_above: nats by which a token must be less likely to be objected to. At 0 rounding is.
         size: of the penalty. Adam forgets it.
     """
 

@@ -12,7 +12,7 @@ and a teacher that `cookbook.sft` saved:
 
 What you should see. The reverse KL falls from the first step on, no reward needed; accuracy follows
 once the student has stopped answering in sentences. Without `--teacher` the teacher is the base model
-that the student still is: the KL is 0 and nothing moves.
+that the student still is: the KL is rounding noise, of which Adam makes a full first step all the same.
 """
 
 from collections.abc import Sequence

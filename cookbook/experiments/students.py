@@ -79,6 +79,10 @@ class Examination:
         )
 
 
+ON_POLICY = 500_000
+"""Added to the seed of a student that a teacher grades: its problems are not the teacher's lessons."""
+
+
 def fresh_student(service: ServiceClient, model: str, rank: int, seed: int) -> TrainingClient:
     """A LoRA adapter that changes nothing yet or, of rank 0, all weights of the base model."""
     if rank == 0:

@@ -286,7 +286,10 @@ def test_the_control_knows_which_tokens_the_teacher_objects_to_and_nothing_else(
     objected = STUDENT.logprobs[0] > TEACHER.logprobs[0]
     assert 0 < int(objected.sum()) < V
     mass = STUDENT.logprobs.exp()[0][objected].sum()
-    agree(expected_gradient(STUDENT, fixed_negative(TEACHER, size=2.0)), gradient_of(STUDENT, 2.0 * mass))
+    agree(
+        expected_gradient(STUDENT, fixed_negative(TEACHER, objects_above=0.0, size=2.0)),
+        gradient_of(STUDENT, 2.0 * mass),
+    )
 
 
 # ---- byte spans ----

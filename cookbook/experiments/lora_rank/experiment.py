@@ -15,6 +15,7 @@ from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, panels
 from cookbook.experiments.statistics import Estimate, estimate, is_no_loss, percent
 from cookbook.experiments.students import (
+    ON_POLICY,
     BaseModel,
     Examination,
     base_models,
@@ -103,7 +104,9 @@ def run(bench: Bench, setting: LoraRankSetting) -> None:
         student = fresh_student(bench.service, model, rank, bench.seed)
         rows = imitate(run_name("sft", rank), sft, student, 1, known_at_first(measure, start))
         student = with_fresh_optimizer(bench.service, student, "imitated")
-        opd = replace(setting.opd, seed=bench.seed, learning_rate=setting.opd.learning_rate * rate)
+        opd = replace(
+            setting.opd, seed=bench.seed + ON_POLICY, learning_rate=setting.opd.learning_rate * rate
+        )
         with bench.record(run_name("opd", rank)) as record:
             train(
                 opd,

@@ -18,6 +18,7 @@ from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, curves, panels
 from cookbook.experiments.statistics import estimate, percent
 from cookbook.experiments.students import (
+    ON_POLICY,
     BaseModel,
     Examination,
     base_models,
@@ -104,7 +105,9 @@ def run(bench: Bench, setting: OnePromptSetting) -> None:
         train_on_examples(setting.teacher, trainer, examples, measure=measure, record=record)
     sampler = saved_sampler(bench.service, trainer, "teacher")
     teacher = probed_teacher(bench, sampler, trainer.get_tokenizer(), task, renderer)
-    only = next(OneProblem(task=task).training_problems(bench.seed))
+    # Neither student meets what the teacher was taught.
+    seed = bench.seed + ON_POLICY
+    only = next(OneProblem(task=task).training_problems(seed))
     held_out = task.held_out(setting.examination.problems)
     samplers = {"teacher": sampler}
     for name, config, problems in (
@@ -114,7 +117,7 @@ def run(bench: Bench, setting: OnePromptSetting) -> None:
         student = fresh_student(bench.service, model, setting.rank, bench.seed)
         with bench.record(name) as record:
             train(
-                seeded(config, bench.seed),
+                seeded(config, seed),
                 student,
                 problems,
                 renderer=renderer,

@@ -19,6 +19,7 @@ from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, curves, panels
 from cookbook.experiments.statistics import estimate, percent, times
 from cookbook.experiments.students import (
+    ON_POLICY,
     BaseModel,
     Examination,
     base_models,
@@ -138,7 +139,7 @@ def run(bench: Bench, setting: ReasoningSetting) -> None:
         trainer = bench.service.create_training_client_from_state(checkpoint)
         with bench.record(name) as record:
             train(
-                seeded(config, bench.seed),
+                seeded(config, bench.seed + ON_POLICY),
                 trainer,
                 task,
                 renderer=renderer,
@@ -371,11 +372,11 @@ SMOKE = TrainConfig(
 SMALL_SFT = SupervisedConfig(batch_size=64, learning_rate=2e-3, evaluate_every=100, stop_when_collapsed=False)
 SMALL = TrainConfig(
     steps=40,
-    prompts_per_step=64,
+    prompts_per_step=16,
     group_size=1,
     max_tokens=24,
     evaluate_every=2,
-    learning_rate=1e-3,
+    learning_rate=5e-4,
     kl_every=2,
     stop_when_collapsed=False,
 )
@@ -425,10 +426,11 @@ EXPERIMENT = Experiment(
             examination=Examination(problems=300, max_tokens=24),
             teacher_training=replace(SMALL_SFT, steps=700),
             checkpoint=replace(SMALL_SFT, steps=200, learning_rate=3e-3),
-            sft=replace(SMALL_SFT, steps=800, batch_size=16, evaluate_every=25),
-            rl=replace(SMALL, group_size=4, steps=20),
+            # At 2e-3 the first updates undo part of the checkpoint, whose rate had decayed to nothing.
+            sft=replace(SMALL_SFT, steps=800, batch_size=16, evaluate_every=25, learning_rate=1e-3),
+            rl=replace(SMALL, prompts_per_step=64, group_size=4, steps=20, learning_rate=1e-3),
             opd=SMALL,
-            opd_top_k=replace(SMALL, prompts_per_step=16, alternatives=20),
+            opd_top_k=replace(SMALL, alternatives=20),
             kl_clip=5.0,
             target=0.6,
         ),

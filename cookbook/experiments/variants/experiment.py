@@ -18,6 +18,7 @@ from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, panels
 from cookbook.experiments.statistics import MARGIN, Estimate, estimate, is_no_loss, percent
 from cookbook.experiments.students import (
+    ON_POLICY,
     BaseModel,
     base_models,
     evaluated,
@@ -74,7 +75,7 @@ def run(bench: Bench, setting: VariantsSetting) -> None:
     parts, renderer = make_parts(bench, setting)
     model = bench.models[0]
     base = bench.service.create_sampling_client(base_model=model)
-    config = seeded(setting.student, bench.seed)
+    config = seeded(setting.student, bench.seed + ON_POLICY)
     starts = {
         task.name: evaluate(
             base, task.held_out(config.held_out), renderer=renderer, task=task, max_tokens=config.max_tokens
