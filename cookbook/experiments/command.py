@@ -16,7 +16,7 @@ from rich.console import Console
 
 from cookbook.experiments.experiment import Bench, Experiment, Size
 from cookbook.experiments.pages import write_figure, write_pages
-from cookbook.experiments.results import load_results, result_file, writing
+from cookbook.experiments.results import changed_since, check_one_setting, load_results, result_file, writing
 from cookbook.guards import RunStopped
 from cookbook.runs import connect
 from cookbook.server_process import running_server
@@ -38,6 +38,15 @@ def main(experiment: Experiment[Any], argv: Sequence[str] | None = None) -> int:
         return 2
     stopped = False
     seeds: list[int] = [] if given.no_run else given.seeds
+    for result in load_results(experiment, given.size, out) if seeds else []:
+        changes = [] if result.seed in seeds else changed_since(experiment, result)
+        if changes:  # no mean can be made of both, and that is better known before than after
+            console.print(
+                f"seed {result.seed} in {out} was run with other settings: {'; '.join(changes)}.\n"
+                f"Run it again with these (--seeds {result.seed} ...), or write to another folder (--out).",
+                markup=False,
+            )
+            return 2
     for seed in seeds:
         console.rule(f"{experiment.number} {experiment.title}: {given.size}, seed {seed}")
         file = result_file(out, given.size, seed)
@@ -52,6 +61,7 @@ def main(experiment: Experiment[Any], argv: Sequence[str] | None = None) -> int:
     if not results:
         console.print(f"no results of size {given.size} in {out}")
         return 1
+    check_one_setting(results)
     console.print(experiment.tables(results), markup=False, soft_wrap=True)
     for bar in experiment.bars(results):
         console.print(f"{bar.claim}: {bar.measured}", markup=False, soft_wrap=True)

@@ -154,6 +154,10 @@ def last_measured(rows: list[Row], name: str) -> float:
     raise KeyError(f"no row has {name!r}")
 
 
-def kept(after: float, before: float) -> float:
-    """The share that is left; 1 where there was nothing to lose."""
-    return after / before if before else 1.0
+LEARNED = 0.5
+"""Share of the questions below which it makes no sense to ask how much of the knowledge is kept."""
+
+
+def kept(after: float, before: float, *, least: float = 0.0) -> float | None:
+    """The share that is left; None where there was nothing to lose, or less than is worth the name."""
+    return after / before if before > 0 and before >= least else None

@@ -99,7 +99,7 @@ class Bar:
     """The bar, in words."""
     measured: str
     """What came out, over all seeds."""
-    holds: bool | None
+    holds: bool | None = None
     """None where the results cannot say."""
 
 

@@ -41,6 +41,7 @@ def write_pages(experiments: Sequence[Experiment[Any]]) -> None:
     for experiment in experiments:
         for size in SHOWN_SIZES:
             if results := load_results(experiment, size):
+                check_one_setting(results)
                 write_figure(experiment, results, experiment.folder / "results")
         write_tables(experiment)
     RESULTS_PAGE.write_text(results_page(), encoding="utf-8")

@@ -67,13 +67,15 @@ def load_results(experiment: Experiment[Any], size: Size, folder: Path | None = 
 
 
 def check_one_setting(results: Sequence[Result]) -> None:
-    """Seeds are averaged only if they differ in nothing else.
+    """Seeds are averaged only if they differ in nothing else; a field that only one of them has says nothing.
 
     Raises:
         ValueError: two results have different settings.
     """
+    first = results[0].header["setting"] if results else {}
     for other in results[1:]:
-        if other.header["setting"] != results[0].header["setting"]:
+        setting = other.header["setting"]
+        if _changes(first, setting) and _changes(setting, first):
             raise ValueError(
                 f"seeds {results[0].seed} and {other.seed} of {results[0].header['experiment']} were run "
                 "with different settings; run one of them again"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import exp, log
 from statistics import fmean, stdev
 
 # Two-sided 95% quantiles of Student's t by degrees of freedom; from ten on the last is close enough above.
@@ -39,6 +40,57 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(fmean(values), t * stdev(values) / n**0.5, tuple(values))
 
 
+def negated(measured: Estimate) -> Estimate:
+    """Of the opposite of every value."""
+    return Estimate(0 - measured.mean, measured.half, tuple(0 - value for value in measured.values))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A geometric mean of ratios: twice as much and half as much cancel out."""
+
+    logs: Estimate
+
+    @property
+    def mean(self) -> float:
+        """The mean itself."""
+        return exp(self.logs.mean)
+
+    @property
+    def text(self) -> str:
+        """As in "2.3x (1.7x to 3.1x)"."""
+        if self.logs.half is None:
+            return times(self.mean)
+        low, high = (exp(self.logs.mean + sign * self.logs.half) for sign in (-1, 1))
+        return f"{times(self.mean)} ({times(low)} to {times(high)})"
+
+    def reaches(self, bar: float) -> bool | None:
+        """See `reaches`."""
+        return reaches(self.logs, log(bar))
+
+
+def estimate_ratio(values: Sequence[float]) -> Ratio:
+    """Geometric mean of positive values, with the t interval of their logarithms.
+
+    Raises:
+        ValueError: there are none.
+    """
+    return Ratio(estimate([log(value) for value in values]))
+
+
+def reaches(measured: Estimate, bar: float) -> bool | None:
+    """Whether the truth is at least the bar.
+
+    Yes if the whole interval is, no if all of it lies below. None if the seeds leave it open, as a single one
+    does.
+    """
+    if measured.half is None:
+        return None
+    if measured.mean - measured.half >= bar:
+        return True
+    return False if measured.mean + measured.half < bar else None
+
+
 MARGIN = 0.05
 """Of a share, such as accuracy: what may be lost where nothing is said to be."""
 
@@ -49,11 +101,14 @@ def is_no_loss(change: Estimate) -> bool | None:
     Yes if its whole interval lies above -MARGIN, no if it lies below 0. None if the seeds leave it open, as a
     single one does: noise alone is no evidence that nothing was lost.
     """
-    if change.half is None:
-        return None
-    if change.mean - change.half >= -MARGIN:
+    if reaches(change, -MARGIN):
         return True
-    return False if change.mean + change.half < 0 else None
+    return False if reaches(change, 0.0) is False else None
+
+
+def all_hold(verdicts: Sequence[bool | None]) -> bool | None:
+    """False if one is; else open if one is."""
+    return False if False in verdicts else None if None in verdicts else True
 
 
 def percent(value: float) -> str:

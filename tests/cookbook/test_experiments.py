@@ -15,7 +15,7 @@ from rich.console import Console
 
 from cookbook.experiments import all_experiments
 from cookbook.experiments.command import main, run_seed
-from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
+from cookbook.experiments.experiment import Bench, Experiment, Result
 from cookbook.experiments.pages import (
     DIGEST,
     RESULTS_PAGE,
@@ -34,7 +34,7 @@ from cookbook.experiments.results import (
     result_file,
     writing,
 )
-from cookbook.experiments.statistics import estimate, is_no_loss, percent
+from cookbook.experiments.statistics import estimate, estimate_ratio, is_no_loss, percent, reaches
 from cookbook.guards import RunStopped
 from tinkerlite import ServiceClient
 
@@ -207,6 +207,20 @@ def test_seeds_of_different_settings_are_not_averaged():
     check_one_setting([one, replace(one, seed=1)])
     with pytest.raises(ValueError, match="seeds 0 and 1 of E4 were run with different settings"):
         check_one_setting([one, replace(one, seed=1, header={"experiment": "E4", "setting": {"rank": 8}})])
+    newer = {"experiment": "E4", "setting": {"rank": 4, "new": 1}}
+    check_one_setting([one, replace(one, seed=1, header=newer)])
+
+
+def test_seeds_are_not_run_beside_one_of_other_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    experiment = experiment_named("rl_teacher")
+    with writing(experiment, "smoke", 0, tmp_path):
+        pass
+    now = experiment.sizes["smoke"]
+    changed = replace(experiment, sizes={"smoke": replace(now, rank=now.rank + 1)}, models=never)
+    assert main(changed, ["--size", "smoke", "--seeds", "1", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().out.replace(" \n", " ")
+    assert f"seed 0 in {tmp_path} was run with other settings: `rank` {now.rank}, now {now.rank + 1}." in said
+    assert "--seeds 0 ..." in said
 
 
 def test_a_run_that_is_not_there_is_answered_with_those_that_are():
@@ -225,8 +239,8 @@ def test_an_experiment_without_results_is_shown_as_not_run(monkeypatch: pytest.M
     )
 
 
-def never(results: Any) -> list[Bar]:
-    raise AssertionError("there is nothing to measure")
+def never(*_: Any) -> Any:
+    raise AssertionError("there is nothing to do")
 
 
 # ---- estimates ----
@@ -238,6 +252,22 @@ def test_noise_is_no_evidence_that_nothing_was_lost():
     assert is_no_loss(estimate([-0.2, -0.21, -0.19])) is False
     assert is_no_loss(estimate([0.2, -0.2, 0.0])) is None
     assert is_no_loss(estimate([0.2])) is None
+
+
+def test_a_bar_is_reached_or_missed_by_a_whole_interval_and_open_in_between():
+    assert reaches(estimate([0.95, 0.96, 0.94]), 0.9) is True
+    assert reaches(estimate([0.85, 0.86, 0.84]), 0.9) is False
+    assert reaches(estimate([0.95, 0.80, 0.99]), 0.9) is None
+    assert reaches(estimate([0.95]), 0.9) is None
+
+
+def test_ratios_have_a_geometric_mean():
+    ratio = estimate_ratio([2.0, 8.0])
+    assert ratio.mean == pytest.approx(4.0)
+    assert estimate_ratio([4.0]).text == "4.0x"
+    assert estimate_ratio([4.0, 4.0, 4.0]).text == "4.0x (4.0x to 4.0x)"
+    assert estimate_ratio([3.0, 3.0, 25.0]).mean < 9
+    assert estimate_ratio([10.0, 10.5, 11.0]).reaches(9.0) is True
 
 
 def test_an_estimate_has_the_interval_of_students_t():

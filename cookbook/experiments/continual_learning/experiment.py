@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from cookbook.advantages import reverse_kl
 from cookbook.company import Company, CompanyTask, found_company
 from cookbook.experiments.conversation import (
+    LEARNED,
     ChatSetting,
     SampleSetting,
     columns,
@@ -24,7 +25,7 @@ from cookbook.experiments.conversation import (
 )
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, panels
-from cookbook.experiments.statistics import Estimate, estimate, percent
+from cookbook.experiments.statistics import all_hold, estimate, percent, reaches
 from cookbook.experiments.students import (
     BaseModel,
     base_models,
@@ -172,11 +173,12 @@ def phases_of(result: Result) -> list[Phase]:
     ]
 
 
-def kept_of_peak(result: Result) -> list[float]:
-    """Of each round's knowledge, the share of its highest value that is left at the end."""
+def kept_of_peak(result: Result) -> list[float | None]:
+    """Of each round's knowledge, the share of its highest value that is left at the end; None if it learned
+    too little to tell."""
     phases = phases_of(result)
     peaks = [max(phase.knowledge[n] for phase in phases) for n in range(len(phases[0].knowledge))]
-    return [kept(end, peak) for end, peak in zip(phases[-1].knowledge, peaks, strict=True)]
+    return [kept(end, peak, least=LEARNED) for end, peak in zip(phases[-1].knowledge, peaks, strict=True)]
 
 
 def tables(results: Sequence[Result]) -> str:
@@ -197,25 +199,33 @@ def tables(results: Sequence[Result]) -> str:
 def bars(results: Sequence[Result]) -> list[Bar]:
     """Behaviour comes back, and knowledge stays."""
     seeds = [phases_of(result) for result in results]
-    behaviour = estimate([kept(seed[-1].behaviour, seed[0].behaviour) for seed in seeds])
+    behaviour = estimate([seed[-1].behaviour / seed[0].behaviour for seed in seeds])
     shares = [kept_of_peak(result) for result in results]
-    by_round = [estimate([seed[n] for seed in shares]) for n in range(len(shares[0]))]
+    by_round = [[seed[n] for seed in shares] for n in range(len(shares[0]))]
     return [
         Bar(
             claim=f"After {len(by_round)} rounds behaviour is within {WITHIN:.0%} of the start",
             measured=f"{behaviour.text(percent)} of the start",
-            holds=behaviour.mean >= 1 - WITHIN,
+            holds=reaches(behaviour, 1 - WITHIN),
         ),
         Bar(
             claim=f"... and the knowledge of every round above {KEPT:.0%} of its own peak",
             measured=", ".join(_kept(n, each) for n, each in enumerate(by_round, 1)),
-            holds=all(each.mean > KEPT for each in by_round),
+            holds=all_hold([_holds(each) for each in by_round]),
         ),
     ]
 
 
-def _kept(number: int, share: Estimate) -> str:
-    return f"round {number}: {share.text(percent)}"
+def _kept(number: int, shares: Sequence[float | None]) -> str:
+    known = [share for share in shares if share is not None]
+    if len(known) < len(shares):
+        return f"round {number}: learned too little with {len(shares) - len(known)} of {len(shares)} seeds"
+    return f"round {number}: {estimate(known).text(percent)}"
+
+
+def _holds(shares: Sequence[float | None]) -> bool | None:
+    known = [share for share in shares if share is not None]
+    return reaches(estimate(known), KEPT) if len(known) == len(shares) else None
 
 
 def figure(results: Sequence[Result]) -> Figure:

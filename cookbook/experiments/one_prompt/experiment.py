@@ -16,7 +16,7 @@ from cookbook.advantages import reverse_kl
 from cookbook.evaluation import greedy_replies
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, curves, panels
-from cookbook.experiments.statistics import estimate, percent
+from cookbook.experiments.statistics import estimate, percent, reaches
 from cookbook.experiments.students import (
     ON_POLICY,
     BaseModel,
@@ -207,12 +207,12 @@ def bars(results: Sequence[Result]) -> list[Bar]:
         Bar(
             claim=f"One prompt brings at least {BAR:.0%} of the teacher's gain",
             measured="a teacher gained nothing" if mean is None else mean.text(percent),
-            holds=None if mean is None else mean.mean >= BAR,
+            holds=None if mean is None else reaches(mean, BAR),
         ),
         Bar(
             claim="Answers to other prompts stay different (at least nine tenths as many as the teacher's)",
             measured=f"{estimate(variety).text(percent)} as many",
-            holds=estimate(variety).mean >= 0.9,
+            holds=reaches(estimate(variety), 0.9),
         ),
     ]
 

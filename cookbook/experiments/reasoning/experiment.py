@@ -17,7 +17,7 @@ from cookbook.advantages import group_relative, reverse_kl
 from cookbook.experiments.cost_model.experiment import PUBLISHED, PUBLISHED_FREE, PUBLISHED_PAID
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, curves, panels
-from cookbook.experiments.statistics import estimate, percent, times
+from cookbook.experiments.statistics import estimate_ratio, percent, times
 from cookbook.experiments.students import (
     ON_POLICY,
     BaseModel,
@@ -323,13 +323,11 @@ def _bar(claim: str, seeds: Sequence[Seed], of: tuple[str, str], least: float, *
         return Bar(
             claim=claim, measured=f"OPD did not reach it with {late} of {len(seeds)} seeds", holds=False
         )
-    mean = estimate(ratios)
+    mean = estimate_ratio(ratios)
     bound = "" if all(seed.ways[way].reached for seed in seeds) else "at least "
-    holds = mean.mean >= least
+    holds = mean.reaches(least)
     # A lower bound below the bar says nothing either way.
-    return Bar(
-        claim=claim, measured=f"{bound}{mean.text(times)}", holds=None if bound and not holds else holds
-    )
+    return Bar(claim=claim, measured=f"{bound}{mean.text}", holds=None if bound and not holds else holds)
 
 
 def figure(results: Sequence[Result]) -> Figure:

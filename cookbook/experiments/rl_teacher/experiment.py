@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cookbook.advantages import group_relative, reverse_kl
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, curves, panels
-from cookbook.experiments.statistics import estimate, percent, times
+from cookbook.experiments.statistics import estimate_ratio, percent, times
 from cookbook.experiments.students import (
     BaseModel,
     Examination,
@@ -193,9 +193,9 @@ def _bar(claim: str, seeds: Sequence[Seed], of: str, least: float) -> Bar:
         remarks.append(f"OPD did not get there with {len(taught) - len(ratios)}")
     if not ratios:
         return Bar(claim=claim, measured="; ".join(remarks), holds=False if taught else None)
-    mean = estimate(ratios)
-    measured = "; ".join([f"1/{mean.mean:.1f} ({mean.text(times)})", *remarks])
-    return Bar(claim=claim, measured=measured, holds=len(ratios) == len(taught) and mean.mean >= least)
+    mean = estimate_ratio(ratios)
+    measured = "; ".join([f"1/{mean.mean:.1f}: {mean.text}", *remarks])
+    return Bar(claim=claim, measured=measured, holds=len(ratios) == len(taught) and mean.reaches(least))
 
 
 def figure(results: Sequence[Result]) -> Figure:

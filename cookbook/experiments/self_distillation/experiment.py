@@ -17,7 +17,7 @@ from cookbook.examples import repeated
 from cookbook.experiments.conversation import ChatSetting, SampleSetting, columns, last_measured
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, panels
-from cookbook.experiments.statistics import MARGIN, Estimate, estimate, is_no_loss, percent
+from cookbook.experiments.statistics import MARGIN, Estimate, all_hold, estimate, is_no_loss, percent
 from cookbook.experiments.students import BaseModel, base_models, fresh_student, renderer_of, seeded
 from cookbook.loop import TrainConfig, known_at_first, train
 from cookbook.measures import kl_measure, together
@@ -168,23 +168,18 @@ def bars(results: Sequence[Result]) -> list[Bar]:
         Bar(
             claim="SFT on its own samples loses behaviour at every learning rate that moves the model",
             measured=_listed(moved) or f"no learning rate moved it by {MOVED} nats per token",
-            holds=_all(loses) if moved else None,
+            holds=all_hold(loses) if moved else None,
         ),
         Bar(
             claim=f"OPD from oneself loses nothing, give or take {100 * MARGIN:.0f} points",
             measured=_listed(opd),
-            holds=_all(keeps),
+            holds=all_hold(keeps),
         ),
     ]
 
 
 def _negation(verdict: bool | None) -> bool | None:
     return None if verdict is None else not verdict
-
-
-def _all(verdicts: Sequence[bool | None]) -> bool | None:
-    """False if one is; else open if one is."""
-    return False if False in verdicts else None if None in verdicts else True
 
 
 def _listed(found: Sequence[Outcome]) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, panels
 from cookbook.experiments.shaded_answer.puzzle import ALL_PUZZLES, COLD_PUZZLES, HOT_PUZZLES, PuzzleTask
-from cookbook.experiments.statistics import Estimate, estimate, percent
+from cookbook.experiments.statistics import Estimate, estimate, percent, reaches
 from cookbook.experiments.students import (
     BaseModel,
     base_models,
@@ -111,8 +111,9 @@ def _after_lessons(
 class Objections:
     """Where the teacher objects in one wrong answer, in nats."""
 
-    carried: float
-    """Share of all penalties of at least PENALISED that the first divergent tokens carry."""
+    carried: float | None
+    """Share of all penalties of at least PENALISED that the first divergent tokens carry; None if there are
+    no more than these, which carry them all."""
     first: float
     """The largest penalty among the first divergent tokens."""
     later: tuple[float, ...]
@@ -126,7 +127,8 @@ class Objections:
 def objections(tokens: Sequence[Token]) -> Objections | None:
     """None if the teacher objects to nothing, or the answer has no number."""
     penalties = [penalty(token) for token in tokens]
-    first = [place for place, token in enumerate(tokens) if diverges(token)][:FIRST]
+    divergent = [place for place, token in enumerate(tokens) if diverges(token)]
+    first = divergent[:FIRST]
     penalised = [nats for nats in penalties if nats >= PENALISED]
     last = _number_at_the_end(tokens)
     if not first or not penalised or not last:
@@ -136,8 +138,9 @@ def objections(tokens: Sequence[Token]) -> Objections | None:
         for place, nats in enumerate(penalties)
         if nats >= PENALISED and place not in first and place not in last
     ]
+    by_first = sum(penalties[place] for place in first if penalties[place] >= PENALISED)
     return Objections(
-        carried=sum(penalties[place] for place in first if penalties[place] >= PENALISED) / sum(penalised),
+        carried=by_first / sum(penalised) if len(divergent) > FIRST else None,
         first=max(penalties[place] for place in first),
         later=tuple(others),
         penalised=tuple(penalised),
@@ -167,8 +170,10 @@ class Seed:
 
     wrong: int
     answers: int
-    carried: float
-    """Mean over the wrong answers."""
+    forked: int
+    """Wrong answers with more than FIRST divergent tokens."""
+    carried: float | None
+    """Mean over these; None if there are none."""
     first: float
     """Median over the wrong answers, in nats."""
     later: float
@@ -186,10 +191,12 @@ def figures_of(result: Result) -> Seed | None:
     if not found:
         return None
     later = [nats for each in found for nats in each.later]
+    carried = [each.carried for each in found if each.carried is not None]
     return Seed(
         wrong=sum(not row["correct"] for row in rows),
         answers=len(rows),
-        carried=fmean(each.carried for each in found),
+        forked=len(carried),
+        carried=fmean(carried) if carried else None,
         first=median(each.first for each in found),
         later=median(later) if later else 0.0,
         penalised=median(nats for each in found for nats in each.penalised),
@@ -209,7 +216,8 @@ def tables(results: Sequence[Result]) -> str:
             lines.append(f"| {result.seed} | no wrong answer that the teacher objects to | | | | | |")
             continue
         nats = [f"{value:.2f}" for value in (seed.first, seed.later, seed.penalised, seed.final)]
-        cells = (f"{seed.wrong} of {seed.answers}", percent(seed.carried), *nats)
+        share = "-" if seed.carried is None else f"{percent(seed.carried)} of {seed.forked}"
+        cells = (f"{seed.wrong} of {seed.answers}", share, *nats)
         lines.append(f"| {result.seed} | {' | '.join(cells)} |")
     note = (
         f"Third column: share of an answer's penalties, of those from {PENALISED} nats on, that its first "
@@ -226,20 +234,31 @@ def bars(results: Sequence[Result]) -> list[Bar]:
         return [
             Bar(claim="The first divergent tokens carry the largest penalties", measured="none", holds=None)
         ]
-    carried = estimate([seed.carried for seed in seeds])
+    carried = [seed.carried for seed in seeds if seed.carried is not None]
     final, middle = estimate([s.final for s in seeds]), estimate([s.penalised for s in seeds])
     return [
-        Bar(
-            claim="The first divergent tokens carry the largest penalties",
-            measured=f"the first {FIRST} carry {carried.text(percent)} of an answer's penalties",
-            holds=carried.mean > 0.5,
-        ),
+        _first_bar(carried, len(seeds)),
         Bar(
             claim="The final answer's penalty is below the median of the penalised tokens",
             measured=f"{final.text(_nats)} against {middle.text(_nats)}",
-            holds=all(seed.final < seed.penalised for seed in seeds),
+            holds=reaches(estimate([seed.penalised - seed.final for seed in seeds]), 0.0),
         ),
     ]
+
+
+def _first_bar(carried: Sequence[float], seeds: int) -> Bar:
+    claim = "The first divergent tokens carry the largest penalties"
+    if len(carried) < seeds:
+        return Bar(
+            claim=claim,
+            measured=f"with {seeds - len(carried)} of {seeds} seeds no answer has more than {FIRST} of them",
+        )
+    mean = estimate(carried)
+    return Bar(
+        claim=claim,
+        measured=f"the first {FIRST} carry {mean.text(percent)} of an answer's penalties",
+        holds=reaches(mean, 0.5),
+    )
 
 
 def _nats(value: float) -> str:

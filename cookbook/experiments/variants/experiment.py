@@ -16,7 +16,7 @@ from cookbook.contexts import shown_examples
 from cookbook.evaluation import evaluate
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, panels
-from cookbook.experiments.statistics import MARGIN, Estimate, estimate, is_no_loss, percent
+from cookbook.experiments.statistics import MARGIN, Estimate, estimate, is_no_loss, negated, percent, reaches
 from cookbook.experiments.students import (
     ON_POLICY,
     BaseModel,
@@ -226,7 +226,7 @@ def _points(change: float) -> str:
 def bars(results: Sequence[Result]) -> list[Bar]:
     """What the field expects of these."""
     found = {outcome.name: outcome for outcome in outcomes(results)}
-    control = _negated(found["control: fixed penalty"].difference)
+    control = negated(found["control: fixed penalty"].difference)
     bars = [_ahead("Plain distillation is ahead of the control: how much a teacher objects matters", control)]
     for name in ("top-k", "control variate", "short rollouts"):
         difference = found[name].difference
@@ -249,16 +249,7 @@ def bars(results: Sequence[Result]) -> list[Bar]:
 
 
 def _ahead(claim: str, difference: Estimate) -> Bar:
-    half = difference.half
-    return Bar(
-        claim=claim,
-        measured=difference.text(_points),
-        holds=None if half is None or abs(difference.mean) <= half else difference.mean > 0,
-    )
-
-
-def _negated(difference: Estimate) -> Estimate:
-    return Estimate(0 - difference.mean, difference.half, tuple(0 - value for value in difference.values))
+    return Bar(claim=claim, measured=difference.text(_points), holds=reaches(difference, 0.0))
 
 
 def figure(results: Sequence[Result]) -> Figure:

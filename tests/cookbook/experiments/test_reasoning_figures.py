@@ -58,10 +58,12 @@ def test_the_target_is_a_share_of_the_way_to_the_teacher_and_costs_count_from_th
 
 
 def test_bars_hold_fail_or_stay_open_with_a_way_that_never_arrived():
-    opd, top_k = (bars([result(sft=40, rl=20, opd=10, opd_top_k=4)])[place] for place in (0, 3))
+    one = result(sft=40, rl=20, opd=10, opd_top_k=4)
+    assert {bar.holds for bar in bars([one])} == {None}
+    opd, top_k = (bars([one] * 3)[place] for place in (0, 3))
     assert (opd.holds, top_k.holds) == (False, True)
-    never = bars([result(sft=None, rl=None, opd=30, opd_top_k=5)])
-    assert never[0].measured == "at least 3.0x"
+    never = bars([result(sft=None, rl=None, opd=30, opd_top_k=5)] * 3)
+    assert never[0].measured == "at least 3.0x (3.0x to 3.0x)"
     assert [bar.holds for bar in never] == [None, None, True, True, None, True]
     assert {bar.holds for bar in bars([result(sft=40, rl=20, opd=None, opd_top_k=4)])[:3]} == {False}
 

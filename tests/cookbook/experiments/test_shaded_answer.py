@@ -26,14 +26,14 @@ def token(text: str, nats: float, choice: str | None = None) -> dict[str, Any]:
 WRONG = [
     token("We", 5.0, "Ice"),
     token(" add", 0.4),
-    token(" 4", 0.0),
+    token(" 4", 0.0, " 6"),
     token("+", 0.0),
     token("5", 0.6, "7"),
-    token(":", -0.5),
+    token(":", 0.0, "is"),
     token(" 1", 0.1),
     token("2", 0.2),
 ]
-"""The number at the end has two tokens."""
+"""Four tokens diverge; the number at the end has two."""
 
 
 def test_the_first_divergent_tokens_the_others_and_the_end_are_told_apart():
@@ -44,6 +44,15 @@ def test_the_first_divergent_tokens_the_others_and_the_end_are_told_apart():
     assert found.later == pytest.approx((0.4,))
     assert found.penalised == pytest.approx((5.0, 0.4, 0.6, 0.1, 0.2))
     assert found.final == pytest.approx(0.15)
+
+
+def test_first_ones_that_are_all_there_are_carry_everything_and_show_nothing():
+    found = objections(WRONG[:5] + WRONG[6:])
+    assert found is not None
+    assert found.carried is None
+    [first, _] = bars([answered((False, WRONG[:5] + WRONG[6:]))] * 3)
+    assert first.holds is None
+    assert first.measured == "with 3 of 3 seeds no answer has more than 3 of them"
 
 
 def test_an_answer_without_a_number_or_without_objections_says_nothing():
@@ -64,9 +73,10 @@ def test_only_wrong_answers_count():
 
 
 def test_both_claims_hold_for_a_wrong_turn_at_the_beginning_and_fail_for_one_at_the_end():
-    assert [bar.holds for bar in bars([answered((False, WRONG))])] == [True, True]
+    assert [bar.holds for bar in bars([answered((False, WRONG))] * 3)] == [True, True]
+    assert [bar.holds for bar in bars([answered((False, WRONG))])] == [None, None]
     turned = [token("a", 0.2, "b"), token("b", 0.2, "c"), token("c", 0.3, "d"), token("9", 8.0, "0")]
-    assert [bar.holds for bar in bars([answered((False, turned))])] == [False, False]
+    assert [bar.holds for bar in bars([answered((False, turned))] * 3)] == [False, False]
 
 
 def test_a_seed_without_wrong_answers_is_said_to_have_none():
