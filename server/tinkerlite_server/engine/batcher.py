@@ -12,6 +12,7 @@ batch costs nearly as much as one of a full batch.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -22,13 +23,15 @@ from torch import Tensor
 from tinkerlite_server.engine.base_model import BaseModel
 from tinkerlite_server.engine.draws import Drawn, draw_tokens
 from tinkerlite_server.engine.lora import Adapter, AdapterRows, adapter_rows
-from tinkerlite_server.engine.prefix_cache import PrefixCache
+from tinkerlite_server.engine.prefix_cache import PrefixCache, Weights
 from tinkerlite_server.engine.prompts import Prompt, PromptState, choose_prompts, read_prompts
 from tinkerlite_server.engine.protocols import EngineLimits, SampledToken, SampleResult
 from tinkerlite_server.engine.samples import Job, Sample
 from tinkerlite_server.engine.scoring import unasked_tokens
 from tinkerlite_server.engine.slot_cache import DecodeStream, SlotCache
 from tinkerlite_server.errors import EngineFailure, ServerError
+
+logger = logging.getLogger(__name__)
 
 _MOST_CONSIDERED = 512
 """Oldest waiting requests among which the next pass is chosen: sorting them by prefix is not free."""
@@ -62,6 +65,7 @@ class Batcher:
     def submit(self, job: Job) -> None:
         """Queue a request."""
         self._newest = job.adapter or self._newest
+        job.past = self._prefixes.find(self._weights(job), job.work.prompt, unasked_tokens(job.work))
         self._waiting[job.work.key] = job
 
     def rest(self) -> None:
@@ -117,6 +121,7 @@ class Batcher:
         chosen = choose_prompts(
             [job.work.prompt for job, _ in unread],
             [job.adapter for job, _ in unread],
+            {index: job.past.tokens for index, (job, _) in enumerate(unread) if job.past is not None},
             self._limits.max_score_tokens,
         )
         to_read = [unread[i] for i in chosen]
@@ -132,14 +137,15 @@ class Batcher:
             alike.setdefault((id(job.adapter), job.work.prompt.tobytes()), []).append(job)
         read = None
         try:
-            prompts = [self._merged(group) for group in alike.values()]
+            prompts = [_merged(group) for group in alike.values()]
             read = read_prompts(self._model, prompts, self._limits.head_chunk)
         except Exception as error:  # noqa: BLE001 - recorded as this request's failure; others go on
-            if len(jobs) == 1:
+            if len(jobs) == 1 and jobs[0].past is None:
                 self._fail(jobs[0], as_server_error(error, "reading the prompt"))
                 return
         if read is None:  # by now nothing holds on to the memory of the pass that failed
             for job in jobs:
+                job.past = None  # a prompt that is read whole needs no mask
                 self._read([job])
             return
         for group, prompt in zip(alike.values(), read, strict=True):
@@ -148,16 +154,6 @@ class Batcher:
                     job.take_prompt(prompt.state, scores)
                 except EngineFailure as error:
                     self._fail(job, error)
-
-    def _merged(self, jobs: Sequence[Job]) -> Prompt:
-        """The prompt that these requests have in common."""
-        tokens, adapter, works = jobs[0].work.prompt, jobs[0].adapter, [job.work for job in jobs]
-        past = self._prefixes.find(adapter, tokens)
-        if past is not None:
-            known = min(past.tokens, *map(unasked_tokens, works))
-            past = past.first(known) if known else None
-        keep = any(job.decodes for job in jobs)
-        return Prompt(tokens=tokens, adapter=adapter, keep=keep, works=works, past=past)
 
     def _start(self, admitted: Sequence[tuple[Job, int]]) -> None:
         """Draw first tokens; samples that go on get a slot each."""
@@ -225,9 +221,16 @@ class Batcher:
             return
         # The last token was drawn, and has not been read.
         tokens = np.concatenate([job.work.prompt, np.array(sample.tokens[:-1], np.int64)])
-        if self._prefixes.make_room(self._cache.bytes_of(len(tokens))):
-            kept = self._cache.read(slot, len(tokens))
-            self._prefixes.keep(job.adapter, tokens, len(job.work.prompt), kept)
+        try:
+            if self._prefixes.make_room(self._cache.bytes_of(len(tokens))):
+                kept = self._cache.read(slot, len(tokens))
+                self._prefixes.keep(self._weights(job), tokens, len(job.work.prompt), kept)
+        except Exception as error:  # noqa: BLE001 - the next turn takes longer, nothing else
+            self._prefixes.clear()
+            logger.warning("finished conversations were let go: %s: %s", type(error).__name__, error)
+
+    def _weights(self, job: Job) -> Weights:
+        return job.adapter or self._model
 
     def _draw(self, samples: Sequence[Sample], hidden_BE: Tensor) -> list[bool]:
         """Draw a token for each sample from its hidden row; which of them go on."""
@@ -311,6 +314,19 @@ def _state(sample: Sample) -> PromptState:
     if state is None:
         raise EngineFailure("a sample started before its prompt was read: a defect of the batcher")
     return state
+
+
+def _merged(jobs: Sequence[Job]) -> Prompt:
+    """The prompt that these requests have in common."""
+    pasts = [job.past for job in jobs if job.past is not None]
+    return Prompt(
+        tokens=jobs[0].work.prompt,
+        adapter=jobs[0].adapter,
+        keep=any(job.decodes for job in jobs),
+        works=[job.work for job in jobs],
+        # What one of them asks about has to be read for all.
+        past=min(pasts, key=lambda past: past.tokens) if len(pasts) == len(jobs) else None,
+    )
 
 
 def _rows_by_adapter(samples: Sequence[Sample], device: torch.device) -> list[AdapterRows]:

@@ -123,20 +123,23 @@ def read_prompts(model: BaseModel, prompts: Sequence[Prompt], head_chunk: int) -
 
 
 def choose_prompts(
-    sequences: Sequence[Ids], adapters: Sequence[Adapter | None], max_tokens: int
+    sequences: Sequence[Ids], adapters: Sequence[Adapter | None], known: Mapping[int, int], max_tokens: int
 ) -> list[int]:
     """Indices of those to read in the next pass: the first, what shares its beginning, then others in order.
 
     The pass has at most `max_tokens` rows, a shared beginning counted once; a longer prompt is
     read alone. What is left out comes no later for it: the first of them is first next time.
+
+    Args:
+        known: by index, how many of its first tokens need not be read.
     """
-    groups = prefix_groups(sequences, adapters, stream_order(sequences, adapters))
+    groups = prefix_groups(sequences, adapters, stream_order(sequences, adapters), alone=known)
     chosen: list[int] = []
     used = 0
     for members, shared in sorted(groups, key=lambda group: min(group[0])):
         used += shared
         for member in sorted(members):
-            own = len(sequences[member]) - shared
+            own = len(sequences[member]) - shared - known.get(member, 0)
             if chosen and used + own > max_tokens:
                 return chosen
             chosen.append(member)

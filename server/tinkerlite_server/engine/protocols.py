@@ -380,8 +380,7 @@ class EngineLimits:
     max_cache_bytes: int = field(default=4 * 2**30)
     """Fewer decode at once where the keys and values of their full lengths would exceed this."""
     max_prefix_bytes: int = 2**28
-    """Most that finished conversations take which may go on, per base model; 0 reads every turn from its
-    beginning."""
+    """Most that finished conversations take which may go on; 0 reads every turn from its beginning."""
     head_chunk: int = 128
     """Most positions whose full-vocabulary logits exist at once. Larger ones leave the processor's caches."""
     max_loss_values: int = field(default=2**27)

@@ -10,7 +10,6 @@ uses it ends.
 from __future__ import annotations
 
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 from tinkerlite_server.engine.adapter_loading import load_adapter
 from tinkerlite_server.engine.base_model import BaseModel
@@ -37,8 +36,8 @@ class LocalSampler:
         self._batchers: dict[tuple[str, str | None], Batcher] = {}
         """By base model, and id where a full run's weights take its place; only those with work, so that
         an idle model can be evicted."""
-        self._prefixes: WeakKeyDictionary[BaseModel, PrefixCache] = WeakKeyDictionary()
-        """Outlive the batchers, since a conversation pauses between its turns, and go with their models."""
+        self._prefixes = PrefixCache(limits.max_prefix_bytes)
+        """Outlives the batchers: a conversation pauses between its turns."""
         self._refused: list[SampleResult] = []
 
     # ---- adapters ----
@@ -98,8 +97,7 @@ class LocalSampler:
                 key, job = (work.base_model, None), self._job(work, weights)
             if key not in self._batchers:
                 model = weights if isinstance(weights, BaseModel) else self._pool.get(work.base_model)
-                prefixes = self._prefixes.setdefault(model, PrefixCache(self._limits.max_prefix_bytes))
-                self._batchers[key] = Batcher(model, self._limits, prefixes)
+                self._batchers[key] = Batcher(model, self._limits, self._prefixes)
             self._batchers[key].submit(job)
         except Exception as error:  # noqa: BLE001 - recorded as this request's failure; others go on
             self._refused.append(SampleResult(work.key, as_server_error(error, "preparing to sample")))

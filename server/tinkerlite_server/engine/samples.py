@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinkerlite.types import SampledSequence, SampleResponse, StopReason, TopkLogprobs
+from tinkerlite_server.engine.attention import KeysValues
 from tinkerlite_server.engine.draws import DrawRule, uniforms
 from tinkerlite_server.engine.lora import Adapter
 from tinkerlite_server.engine.prompts import PromptState
@@ -32,6 +33,8 @@ class Job:
     stop: StopRule
     prompt: PromptState | None = None
     """Set once read; let go when every sample has started."""
+    past: KeysValues | None = None
+    """What is known of the prompt's first tokens."""
     started: int = 0
     closed: bool = False
     """Its one result, response or error, has been reported."""
@@ -65,7 +68,7 @@ class Job:
         if not scores.finite:
             raise not_finite(self.work, "the prompt's logprobs")
         self._scores = scores
-        self.prompt = state
+        self.prompt, self.past = state, None
 
     def start(self, count: int) -> list[Sample]:
         """The next samples, each without a token."""
