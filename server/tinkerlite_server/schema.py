@@ -45,10 +45,10 @@ def lock_folder(data_dir: Path) -> sqlite3.Connection:
 
 
 def _configure(connection: Any, _record: Any) -> None:
-    """Readers do not wait for the writer; a commit survives a crash of this process."""
+    """Readers do not wait for the writer; a commit survives a crash of the machine."""
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import logging
 import os
@@ -288,16 +289,20 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service = app.state.service
         self._ready = ready
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say so."""
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started:
             print(self._ready, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """On the first signal end the held polls, on the second everything."""
-        self._service.begin_shutdown()
+        if self._loop is not None:
+            # Not here: a handler runs in the middle of anything, and what it interrupts may hold the lock.
+            self._loop.call_soon_threadsafe(self._service.begin_shutdown)
         super().handle_exit(sig, frame)
 
     @contextmanager

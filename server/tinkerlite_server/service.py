@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ class Service:
         self._sweeper = asyncio.create_task(self._sweep_for_ever())
 
     def begin_shutdown(self) -> None:
-        """Answer every held poll at once, so that connections can close. Safe in a signal handler."""
+        """Answer every held poll at once, so that connections can close."""
         self.futures.close()
 
     async def shutdown(self) -> None:
@@ -116,7 +117,8 @@ class Service:
         deadline = time.monotonic() - limits.session_seconds
         for session_id, seen in list(self._last_seen.items()):
             if seen < deadline:
-                self.end_session(session_id, f"it gave no sign of life for {limits.session_seconds:.0f} s")
+                silent = f"it gave no sign of life for {limits.session_seconds:.0f} s"
+                attempt("ending a session", partial(self.end_session, session_id, silent))
         used, self._used_runs = self._used_runs, {}
         self.store.touch_runs(used)
         self.store.drop_expired_checkpoints()
@@ -184,8 +186,9 @@ class Service:
         Args:
             finish: what its client reported, and details; None if something else ended it.
         """
-        self._last_seen.pop(session_id, None)
         runs, samplers = self.store.end_session(session_id, reason, finish=finish)
+        # Not before: a session that could not be ended is tried again.
+        self._last_seen.pop(session_id, None)
         if self.custom_losses is not None:
             self.custom_losses.drop_session(session_id)
         ended = f"session {session_id} has ended, as {reason}"
@@ -334,7 +337,7 @@ class Service:
         ticket = self.futures.open(owner, key, digest, group)
         try:
             yield ticket
-        except ServerError:
+        except Exception:
             if ticket.is_new:
                 self.futures.discard(ticket.request_id)
             raise

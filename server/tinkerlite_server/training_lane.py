@@ -195,13 +195,16 @@ class TrainingLane:
             done = attempt(type(operation).__name__, lambda: self._executor.run(operation))
             outcome = as_failure(done) if isinstance(done, ServerError) else done
         failed = isinstance(outcome, Failed)
+        if failed and isinstance(operation, OptimStep):
+            # What it left is not what was sent, and the client is told to send the batch again.
+            attempt("dropping gradients", lambda: self._executor.discard_gradients(operation.model_id))
         # A step ends the accumulation however it went; a load that failed left the run as it was.
         afresh = isinstance(operation, OptimStep) or (isinstance(operation, LoadRun) and not failed)
         if queue is not None and afresh:
             queue.lost_gradients = None
         if failed and _makes_run(operation):
             # Before the caller is told, who would else find a run that could not be made.
-            self._executor.forget_run(operation.model_id)
+            attempt("forgetting a run", lambda: self._executor.forget_run(operation.model_id))
         self._finish(operation, outcome)
         if failed and _makes_run(operation):
             why = f"training run {operation.model_id!r} could not be made: {outcome.message}"

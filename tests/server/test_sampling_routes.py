@@ -339,6 +339,14 @@ def test_stability_info_is_refused_before_anything_is_sampled_and_says_what_to_t
             "target_prompt_logprobs: 0 values do not fill shape",
         ),
         (
+            {"target_prompt_logprobs": {"data": [], "dtype": "int64", "shape": [0, 2**62]}},
+            "target_prompt_logprobs: [0, 4611686018427387904] is no shape of an array",
+        ),
+        (
+            {"target_prompt_logprobs": {"data": [1], "dtype": "int64", "shape": [1] * 65}},
+            "is no shape of an array",
+        ),
+        (
             {"target_prompt_logprobs": {"data": [1.5, 2, 3, 4], "dtype": "int64", "shape": [2, 2]}},
             "float values cannot become int64",
         ),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -222,6 +223,19 @@ def test_after_a_step_that_was_not_taken_the_next_batch_trains_again(rig: Rig):
     step = rig.optim_step("a", 4)
     rig.turn_until_idle()
     assert rig.answer(step)["metrics"]["step"] == 1.0
+
+
+def test_a_step_that_fails_drops_the_gradients_that_it_was_for(rig: Rig, monkeypatch: pytest.MonkeyPatch):
+    def fails(*_: Any) -> dict[str, float]:
+        raise RuntimeError("out of memory")
+
+    rig.runs("a")
+    monkeypatch.setattr(rig.engine, "optim_step", fails)
+    rig.forward_backward("a", 1)
+    failed = rig.optim_step("a", 2)
+    rig.turn_until_idle()
+    assert rig.failure(failed).category == "server"
+    assert not rig.engine.run("a").gradient.any()
 
 
 def test_no_step_is_taken_after_a_refused_forward_backward_either(rig: Rig):

@@ -64,7 +64,10 @@ class TensorData:
             if shape is not None and tuple(shape) != array.shape:
                 if math.prod(shape) != array.size or min(shape, default=0) < 0:
                     raise InvalidTensor(f"{array.size} values do not fill shape {list(shape)}")
-                array = array.reshape(shape)
+                try:
+                    array = array.reshape(shape)
+                except ValueError as error:  # of more dimensions, or larger ones, than arrays have
+                    raise InvalidTensor(f"{list(shape)} is no shape of an array: {error}") from error
             self._shape = array.shape
         self._array = array
 

@@ -129,7 +129,7 @@ class LocalEngine:
             )
             copy = run.weights.frozen_copy()
         else:
-            copy = run.weights.frozen_copy(self._pool.get(run.base_model).dtype)
+            copy = run.weights.frozen_copy(self._dtype(run.base_model))
         self._sampler.add_adapter(adapter_id, run.base_model, copy)
 
     # ---- memory of full fine-tuning ----

@@ -59,7 +59,14 @@ class AdamW:
                 eps=params.eps,
                 weight_decay=params.weight_decay,
             )
-        self._torch.step()
+        try:
+            self._torch.step()
+        except Exception:
+            # Memory may run out while the first step makes its moments.
+            for tensor, state in list(self._torch.state.items()):
+                if not {"step", "exp_avg", "exp_avg_sq"} <= state.keys():
+                    del self._torch.state[tensor]
+            raise
         self._torch.zero_grad()
         return {"grad_norm": norm, "learning_rate": params.learning_rate, "step": float(self.steps)}
 

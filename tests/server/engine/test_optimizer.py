@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -115,3 +116,28 @@ def test_a_gradient_that_is_not_finite_is_dropped_and_moves_nothing():
     for tensor, kept in zip(tensors, before, strict=True):
         assert torch.equal(tensor, kept)
         assert tensor.grad is None
+
+
+def test_a_first_step_that_runs_out_of_memory_can_be_taken_again(monkeypatch: pytest.MonkeyPatch):
+    adapter, twin = make_adapter(), make_adapter()
+    optimizer, reference = AdamW(adapter), AdamW(twin)
+    ours, theirs = ([tensor for _, tensor in each.parameters()] for each in (adapter, twin))
+    zeros_like, made = torch.zeros_like, list[torch.Tensor]()
+
+    def zeros_while_there_is_memory(*given: Any, **settings: Any) -> torch.Tensor:
+        if len(made) == 3:
+            raise RuntimeError("out of memory")
+        made.append(zeros_like(*given, **settings))
+        return made[-1]
+
+    set_gradients(ours, 0)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "zeros_like", zeros_while_there_is_memory)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            optimizer.step(SCHEDULE[0])
+    assert optimizer.steps == 0
+    optimizer.state()
+    for tensors, each in ((ours, optimizer), (theirs, reference)):
+        set_gradients(tensors, 1)
+        each.step(SCHEDULE[0])
+    torch.testing.assert_close(ours, theirs)
