@@ -202,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="small sizes: under five minutes on two cores")
+    parser.add_argument("--quick", action="store_true", help="small sizes: 5 to 12 minutes on two cores")
     parser.add_argument(
         "--output", type=Path, default=RESULTS, help="folder for the results [benchmarks/results]"
     )

@@ -91,7 +91,7 @@ lets a teacher grade every token of it. Everything runs on this machine, over HT
 """
 
 NEXT = """
-[bold]What to try next[/bold]
+[bold]What to try next[/bold] (after `. .venv/bin/activate`)
 Open {report}: the curves, and completions shaded by what the teacher objects to.
 See all the code that lies between the two students:
   diff cookbook/rl.py cookbook/opd.py

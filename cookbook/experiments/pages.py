@@ -32,8 +32,9 @@ INTRODUCTION = """\
 What the experiments of the cookbook found, next to what the on-policy distillation post (Lu et al. 2025,
 doi 10.64434/tml.20251026) reports. `python -m cookbook.experiments pages` makes this page from the result
 files in `cookbook/experiments/NAME/results`, and a test checks that it is up to date. ± is a 95% interval
-over seeds (Student's t). A small setting fits two CPU cores and some 20 minutes a seed: it can agree with
-the post in shape, and where it does not, the table says so."""
+over seeds (Student's t); a claim holds, or does not, if the whole interval says so, and is open otherwise,
+as it is after a single seed. A small setting fits two CPU cores and an hour: it can agree with the post in
+shape, and where it does not, the table says so."""
 
 
 def write_pages(experiments: Sequence[Experiment[Any]]) -> None:

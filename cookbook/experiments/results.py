@@ -72,9 +72,9 @@ def check_one_setting(results: Sequence[Result]) -> None:
     Raises:
         ValueError: two results have different settings.
     """
-    first = results[0].header["setting"] if results else {}
+    first: Row = results[0].header["setting"] if results else {}
     for other in results[1:]:
-        setting = other.header["setting"]
+        setting: Row = other.header["setting"]
         if _changes(first, setting) and _changes(setting, first):
             raise ValueError(
                 f"seeds {results[0].seed} and {other.seed} of {results[0].header['experiment']} were run "

@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--far-clients",
         action="store_true",
-        help="ask clients to compress training data and to its parts side by side; for slow lines",
+        help="ask clients to compress training data and to send its parts side by side; for slow lines",
     )
     add(
         "--custom-losses",
