@@ -91,6 +91,13 @@ def reaches(measured: Estimate, bar: float) -> bool | None:
     return False if measured.mean + measured.half < bar else None
 
 
+def is_more(difference: Estimate) -> bool | None:
+    """Whether a difference is above 0. None if 0 is in its interval, or there is none."""
+    if difference.half is None or abs(difference.mean) <= difference.half:
+        return None
+    return difference.mean > 0
+
+
 MARGIN = 0.05
 """Of a share, such as accuracy: what may be lost where nothing is said to be."""
 

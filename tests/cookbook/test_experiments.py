@@ -34,7 +34,7 @@ from cookbook.experiments.results import (
     result_file,
     writing,
 )
-from cookbook.experiments.statistics import estimate, estimate_ratio, is_no_loss, percent, reaches
+from cookbook.experiments.statistics import estimate, estimate_ratio, is_more, is_no_loss, percent, reaches
 from cookbook.guards import RunStopped
 from tinkerlite import ServiceClient
 
@@ -259,6 +259,9 @@ def test_a_bar_is_reached_or_missed_by_a_whole_interval_and_open_in_between():
     assert reaches(estimate([0.85, 0.86, 0.84]), 0.9) is False
     assert reaches(estimate([0.95, 0.80, 0.99]), 0.9) is None
     assert reaches(estimate([0.95]), 0.9) is None
+    assert is_more(estimate([0.3, 0.31, 0.29])) is True
+    assert is_more(estimate([-0.3, -0.31, -0.29])) is False
+    assert is_more(estimate([0.0, 0.0])) is is_more(estimate([0.3])) is None
 
 
 def test_ratios_have_a_geometric_mean():

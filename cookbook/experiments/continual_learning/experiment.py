@@ -199,33 +199,34 @@ def tables(results: Sequence[Result]) -> str:
 def bars(results: Sequence[Result]) -> list[Bar]:
     """Behaviour comes back, and knowledge stays."""
     seeds = [phases_of(result) for result in results]
-    behaviour = estimate([seed[-1].behaviour / seed[0].behaviour for seed in seeds])
+    behaviour = [kept(seed[-1].behaviour, seed[0].behaviour) for seed in seeds]
     shares = [kept_of_peak(result) for result in results]
     by_round = [[seed[n] for seed in shares] for n in range(len(shares[0]))]
     return [
         Bar(
             claim=f"After {len(by_round)} rounds behaviour is within {WITHIN:.0%} of the start",
-            measured=f"{behaviour.text(percent)} of the start",
-            holds=reaches(behaviour, 1 - WITHIN),
+            measured=_text(behaviour, "of the start") or "there was none at the start",
+            holds=_holds(behaviour, 1 - WITHIN),
         ),
         Bar(
             claim=f"... and the knowledge of every round above {KEPT:.0%} of its own peak",
-            measured=", ".join(_kept(n, each) for n, each in enumerate(by_round, 1)),
-            holds=all_hold([_holds(each) for each in by_round]),
+            measured=", ".join(
+                f"round {n}: {_text(each) or 'learned too little'}" for n, each in enumerate(by_round, 1)
+            ),
+            holds=all_hold([_holds(each, KEPT) for each in by_round]),
         ),
     ]
 
 
-def _kept(number: int, shares: Sequence[float | None]) -> str:
+def _text(shares: Sequence[float | None], of: str = "") -> str:
+    """Empty if one of them is not known."""
     known = [share for share in shares if share is not None]
-    if len(known) < len(shares):
-        return f"round {number}: learned too little with {len(shares) - len(known)} of {len(shares)} seeds"
-    return f"round {number}: {estimate(known).text(percent)}"
+    return f"{estimate(known).text(percent)} {of}".strip() if len(known) == len(shares) else ""
 
 
-def _holds(shares: Sequence[float | None]) -> bool | None:
+def _holds(shares: Sequence[float | None], least: float) -> bool | None:
     known = [share for share in shares if share is not None]
-    return reaches(estimate(known), KEPT) if len(known) == len(shares) else None
+    return reaches(estimate(known), least) if len(known) == len(shares) else None
 
 
 def figure(results: Sequence[Result]) -> Figure:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cookbook.advantages import reverse_kl
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, panels
-from cookbook.experiments.statistics import Estimate, estimate, is_no_loss, negated, percent, reaches
+from cookbook.experiments.statistics import Estimate, estimate, is_more, is_no_loss, negated, percent
 from cookbook.experiments.students import (
     ON_POLICY,
     BaseModel,
@@ -196,7 +196,7 @@ def bars(results: Sequence[Result]) -> list[Bar]:
             claim="LoRA of the lowest rank trails full fine-tuning by less after OPD than after SFT",
             measured=f"{sft.text(percent)} after SFT, {opd.text(percent)} after OPD (rank {lowest})",
             # Where it does not trail after SFT, there is nothing that OPD could make up.
-            holds=reaches(less, 0.0) if reaches(sft, 0.0) else None,
+            holds=is_more(less) if is_more(sft) else None,
         ),
     ]
 

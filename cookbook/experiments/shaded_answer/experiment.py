@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, panels
 from cookbook.experiments.shaded_answer.puzzle import ALL_PUZZLES, COLD_PUZZLES, HOT_PUZZLES, PuzzleTask
-from cookbook.experiments.statistics import Estimate, estimate, percent, reaches
+from cookbook.experiments.statistics import Estimate, estimate, is_more, percent, reaches
 from cookbook.experiments.students import (
     BaseModel,
     base_models,
@@ -241,7 +241,7 @@ def bars(results: Sequence[Result]) -> list[Bar]:
         Bar(
             claim="The final answer's penalty is below the median of the penalised tokens",
             measured=f"{final.text(_nats)} against {middle.text(_nats)}",
-            holds=reaches(estimate([seed.penalised - seed.final for seed in seeds]), 0.0),
+            holds=is_more(estimate([seed.penalised - seed.final for seed in seeds])),
         ),
     ]
 

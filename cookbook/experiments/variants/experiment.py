@@ -16,7 +16,7 @@ from cookbook.contexts import shown_examples
 from cookbook.evaluation import evaluate
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, panels
-from cookbook.experiments.statistics import MARGIN, Estimate, estimate, is_no_loss, negated, percent, reaches
+from cookbook.experiments.statistics import MARGIN, Estimate, estimate, is_more, is_no_loss, negated, percent
 from cookbook.experiments.students import (
     ON_POLICY,
     BaseModel,
@@ -249,7 +249,7 @@ def bars(results: Sequence[Result]) -> list[Bar]:
 
 
 def _ahead(claim: str, difference: Estimate) -> Bar:
-    return Bar(claim=claim, measured=difference.text(_points), holds=reaches(difference, 0.0))
+    return Bar(claim=claim, measured=difference.text(_points), holds=is_more(difference))
 
 
 def figure(results: Sequence[Result]) -> Figure:

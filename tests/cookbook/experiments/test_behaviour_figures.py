@@ -116,7 +116,7 @@ def test_e8_says_where_a_round_learned_too_little_to_keep_anything():
     little = [(0.5, 0.0, 0.0), (0.5, 0.9, 0.0), (0.5, 0.9, 0.0), (0.5, 0.9, 0.1), (0.5, 0.9, 0.1)]
     [_, knowledge] = e8.bars([e8_result(little)] * 3)
     assert knowledge.holds is None
-    assert knowledge.measured.endswith("round 2: learned too little with 3 of 3 seeds")
+    assert knowledge.measured.endswith("round 2: learned too little")
 
 
 def test_e8_has_a_row_for_every_phase():
