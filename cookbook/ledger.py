@@ -223,13 +223,20 @@ def ledger(
 
 def print_ledger(ledgers: Mapping[str, Ledger], console: Console) -> None:
     """One line a run."""
-    table = Table(box=box.SIMPLE_HEAD, title="Floating-point operations", title_justify="left")
-    table.add_column("run")
-    for title in ("sampling", "training", "teacher scores", "total", "teacher writes data", "with that"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table = Table(
+        box=box.SIMPLE_HEAD, title="Floating-point operations", title_justify="left", pad_edge=False
+    )
+    table.add_column("run", no_wrap=True)
+    titles = ["sampling", "training", "teacher scores", "total"]
+    if has_data := any(entry.data for entry in ledgers.values()):
+        titles += ["teacher writes data", "with that"]
+    for title in titles:
+        table.add_column(title, justify="right", min_width=8)
     for name, entry in ledgers.items():
-        cells = (entry.sampling, entry.training, entry.scoring, entry.with_free_data, entry.data)
-        table.add_row(name, *map(flops_text, (*cells, entry.with_paid_data)))
+        cells = [entry.sampling, entry.training, entry.scoring, entry.with_free_data]
+        if has_data:
+            cells += [entry.data, entry.with_paid_data]
+        table.add_row(name, *map(flops_text, cells))
     console.print(table)
 
 
