@@ -225,9 +225,9 @@ class Batcher:
             if self._prefixes.make_room(self._cache.bytes_of(len(tokens))):
                 kept = self._cache.read(slot, len(tokens))
                 self._prefixes.keep(self._weights(job), tokens, len(job.work.prompt), kept)
-        except Exception as error:  # noqa: BLE001 - the next turn takes longer, nothing else
+        except Exception:
             self._prefixes.clear()
-            logger.warning("finished conversations were let go: %s: %s", type(error).__name__, error)
+            logger.exception("finished conversations were let go; their next turns are read whole")
 
     def _weights(self, job: Job) -> Weights:
         return job.adapter or self._model
