@@ -85,8 +85,8 @@ def seeded(config: DemoConfig, seed: int) -> DemoConfig:
 
 INTRODUCTION = """\
 [bold]One student, two ways to learn.[/bold]
-Both students start from {model}, see the same problems and make the same number of
-completions ({rollouts}). RL tells a student how good a whole completion was. On-policy distillation (OPD)
+Both students start from {model}, see the same problems and make the same number of \
+completions ({rollouts}). RL tells a student how good a whole completion was. On-policy distillation (OPD) \
 lets a teacher grade every token of it. Everything runs on this machine, over HTTP: {hardware}.
 """
 
@@ -138,10 +138,9 @@ class Demo:
         probe = examine_teacher(teacher, self.task, self.renderer, self.tokenizer)
         self.console.print("\n".join(probe.lines()), markup=False, soft_wrap=True)
         self.console.print(
-            "\n[bold]3. A student by RL.[/bold] Exact answers alone would never start it: the base model\n"
-            "   gives none, all completions of a group score 0 and all advantages are 0. So a reply that\n"
-            "   has at least the form of an answer earns 0.2, and the answer 1. Its KL to the teacher\n"
-            "   is only watched."
+            "\n[bold]3. A student by RL.[/bold] Exact answers alone would never start it: the base model "
+            "gives none, all completions of a group score 0 and all advantages are 0. So a reply that has at "
+            "least the form of an answer earns 0.2, and the answer 1. Its KL to the teacher is only watched."
         )
         rl, rl_rows = self._train_student(
             "rl",
@@ -151,8 +150,8 @@ class Demo:
             start,
         )
         self.console.print(
-            "\n[bold]4. A student by OPD.[/bold] No reward at all: every sampled token is pushed by\n"
-            "   log p(teacher) - log p(student). The same loop, with one line changed."
+            "\n[bold]4. A student by OPD.[/bold] No reward at all: every sampled token is pushed by "
+            "log p(teacher) - log p(student). The same loop, with one line changed."
         )
         distill = reverse_kl(teacher, clip=self.config.kl_clip)
         opd, opd_rows = self._train_student("opd", self.config.student, distill, teacher, start)

@@ -40,6 +40,12 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(fmean(values), t * stdev(values) / n**0.5, tuple(values))
 
 
+def estimate_known(values: Sequence[float | None]) -> Estimate | None:
+    """The same of values that may be unknown; None if one of them is."""
+    known = [value for value in values if value is not None]
+    return estimate(known) if len(known) == len(values) else None
+
+
 def negated(measured: Estimate) -> Estimate:
     """Of the opposite of every value."""
     return Estimate(0 - measured.mean, measured.half, tuple(0 - value for value in measured.values))

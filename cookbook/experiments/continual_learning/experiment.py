@@ -25,7 +25,7 @@ from cookbook.experiments.conversation import (
 )
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, panels
-from cookbook.experiments.statistics import all_hold, estimate, percent, reaches
+from cookbook.experiments.statistics import all_hold, estimate, estimate_known, percent, reaches
 from cookbook.experiments.students import (
     BaseModel,
     base_models,
@@ -205,28 +205,27 @@ def bars(results: Sequence[Result]) -> list[Bar]:
     return [
         Bar(
             claim=f"After {len(by_round)} rounds behaviour is within {WITHIN:.0%} of the start",
-            measured=_text(behaviour, "of the start") or "there was none at the start",
+            measured=f"{_text(behaviour, 'an unknown share')} of the start",
             holds=_holds(behaviour, 1 - WITHIN),
         ),
         Bar(
             claim=f"... and the knowledge of every round above {KEPT:.0%} of its own peak",
             measured=", ".join(
-                f"round {n}: {_text(each) or 'learned too little'}" for n, each in enumerate(by_round, 1)
+                f"round {n}: {_text(each, 'learned too little')}" for n, each in enumerate(by_round, 1)
             ),
             holds=all_hold([_holds(each, KEPT) for each in by_round]),
         ),
     ]
 
 
-def _text(shares: Sequence[float | None], of: str = "") -> str:
-    """Empty if one of them is not known."""
-    known = [share for share in shares if share is not None]
-    return f"{estimate(known).text(percent)} {of}".strip() if len(known) == len(shares) else ""
+def _text(shares: Sequence[float | None], unknown: str) -> str:
+    measured = estimate_known(shares)
+    return unknown if measured is None else measured.text(percent)
 
 
 def _holds(shares: Sequence[float | None], least: float) -> bool | None:
-    known = [share for share in shares if share is not None]
-    return reaches(estimate(known), least) if len(known) == len(shares) else None
+    measured = estimate_known(shares)
+    return None if measured is None else reaches(measured, least)
 
 
 def figure(results: Sequence[Result]) -> Figure:

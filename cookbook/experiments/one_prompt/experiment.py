@@ -16,7 +16,7 @@ from cookbook.advantages import reverse_kl
 from cookbook.evaluation import greedy_replies
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, curves, panels
-from cookbook.experiments.statistics import estimate, percent, reaches
+from cookbook.experiments.statistics import estimate, estimate_known, percent, reaches
 from cookbook.experiments.students import (
     ON_POLICY,
     BaseModel,
@@ -197,8 +197,7 @@ def tables(results: Sequence[Result]) -> str:
 def bars(results: Sequence[Result]) -> list[Bar]:
     """The share of the gain, and whether answers are still different."""
     shares = [figures_of(result).share("one") for result in results]
-    known = [share for share in shares if share is not None]
-    mean = estimate(known) if len(known) == len(shares) else None
+    mean = estimate_known(shares)
     variety = [
         result.of("answers of one")[0]["distinct"] / result.of("answers of teacher")[0]["distinct"]
         for result in results

@@ -26,7 +26,7 @@ from cookbook.experiments.conversation import (
 )
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, panels
-from cookbook.experiments.statistics import estimate, percent, reaches
+from cookbook.experiments.statistics import estimate, estimate_known, percent, reaches
 from cookbook.experiments.students import (
     BaseModel,
     base_models,
@@ -193,11 +193,10 @@ def bars(results: Sequence[Result]) -> list[Bar]:
 
 
 def _bar(claim: str, verb: str, shares: Sequence[float | None], least: float) -> Bar:
-    known = [share for share in shares if share is not None]
-    if len(known) < len(shares):
-        missing = len(shares) - len(known)
-        return Bar(claim=claim, measured=f"there was nothing to keep with {missing} of {len(shares)} seeds")
-    measured = estimate(known)
+    measured = estimate_known(shares)
+    if measured is None:
+        missing = f"{shares.count(None)} of {len(shares)}"
+        return Bar(claim=claim, measured=f"there was nothing to keep with {missing} seeds")
     return Bar(claim=claim, measured=f"{verb} {measured.text(percent)}", holds=reaches(measured, least))
 
 
