@@ -156,7 +156,7 @@ class Questions(RLDatasetBuilder):
         return PromptOnlyDataset(
             prompts=QUESTIONS * self.repeats,
             batch_size=len(QUESTIONS),
-            group_size=2,
+            group_size=8,
             renderer=renderers.get_renderer(RENDERER, tokenizer=tokenizer),
             tokenizer=tokenizer,
         ), None
