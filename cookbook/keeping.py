@@ -24,6 +24,7 @@ from cookbook.run_folder import CannotResume, Checkpoint, Position, RunFolder
 from cookbook.table import Column, StepTable
 from cookbook.tracking import TrackedRun, Tracker, check_trackers, open_trackers
 from tinkerlite import ServiceClient, TinkerError, TrainingClient
+from tinkerlite.config import resolve_endpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +108,8 @@ class KeptRun:
 
 def _outlives_process(base_url: str) -> bool:
     """Whether the backend's checkpoints do; those of local:// only in a folder that was named."""
-    url = base_url or os.environ.get("TINKERLITE_BASE_URL", "")
-    return not url.startswith("local://") or bool(os.environ.get("TINKERLITE_DATA_DIR"))
+    is_local = bool(resolve_endpoint(base_url or None).local_models)
+    return not is_local or bool(os.environ.get("TINKERLITE_DATA_DIR"))
 
 
 @contextmanager

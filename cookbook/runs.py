@@ -34,6 +34,7 @@ from tinkerlite import (
     RequestFailedError,
     SamplingClient,
     ServiceClient,
+    TinkerError,
     TrainingClient,
 )
 
@@ -123,9 +124,8 @@ def open_supervised_run(
         task = choose("task", setup.task, TASKS)
         with run.open(service, student, SUPERVISED_COLUMNS) as kept:
             yield SupervisedRun(config, student, task, renderer, kept.record, kept.earlier, kept.checkpoint)
-        # As if a model of the student's own size had to write the task's answers.
-        _print_cost(run.folder.path, student, setup.model, service)
         kept.checkpoint.finish(Checkpoint(step=config.steps, path=_save(student, name)))
+        _print_cost(run.folder.path, student, None, service)
 
 
 @contextmanager
@@ -144,25 +144,23 @@ def open_on_policy_run(
         renderer = choose("renderer", setup.renderer, RENDERERS)(tokenizer)
         task = choose("task", setup.task, TASKS)
         sampler = open_sampler(service, compared.teacher or setup.model)
-        own = compared.teacher_renderer
+        own, theirs = compared.teacher_renderer, sampler.get_tokenizer()
         if compared.byte_spans:
-            theirs = sampler.get_tokenizer()
             layout = choose("renderer", own or setup.renderer, RENDERERS)(theirs)
             teacher = ByteSpanTeacher(sampler, renderer, layout)
             probe = examine_teacher(Teacher(sampler, theirs), task, layout, theirs, student=renderer)
         else:
-            teacher = Teacher(
-                sampler, tokenizer, choose("renderer", own, RENDERERS)(tokenizer) if own else None
-            )
-            probe = examine_teacher(teacher, task, renderer, tokenizer)
+            # Tokenizers of one vocabulary may still have templates of their own.
+            teacher = Teacher(sampler, tokenizer, choose("renderer", own, RENDERERS)(theirs) if own else None)
+            probe = examine_teacher(teacher, task, renderer, theirs)
         print("\n".join(probe.lines()))
         graded = with_format_credit(task) if compared.format_credit else task
         with run.open(service, student, ON_POLICY_COLUMNS) as kept:
             yield OnPolicyRun(
                 config, student, graded, renderer, teacher, kept.record, kept.earlier, kept.checkpoint
             )
-        _print_cost(run.folder.path, student, compared.teacher or setup.model, service)
         kept.checkpoint.finish(Checkpoint(step=config.steps, path=_save(student, name)))
+        _print_cost(run.folder.path, student, compared.teacher or setup.model, service)
 
 
 @contextmanager
@@ -218,18 +216,25 @@ def _open_student(
     return service.create_lora_training_client(setup.model, rank=setup.rank, seed=seed)
 
 
-def _print_cost(folder: Path, student: TrainingClient, teacher: str, service: ServiceClient) -> None:
-    """The floating-point operations of a run by phase, where the models' shapes are known."""
+def _print_cost(folder: Path, student: TrainingClient, teacher: str | None, service: ServiceClient) -> None:
+    """The floating-point operations of a run by phase, where the models' shapes are known.
+
+    Without a teacher it is as if the student's own base model had to write the task's answers.
+    """
     rows = read_metrics(folder / "metrics.jsonl")
     info = student.get_info()
     try:
+        tokenizer = student.get_tokenizer()
         student_shape = ModelShape.of_tokenizer(
-            student.get_tokenizer(), rank=info.lora_rank or 0, trains_adapter=info.is_lora is not False
+            tokenizer, rank=info.lora_rank or 0, trains_adapter=info.is_lora is not False
         )
-        teacher_shape = ModelShape.of_tokenizer(
-            open_sampler(service, teacher).get_tokenizer(), rank=_rank_of(teacher, service)
-        )
-    except UnknownShape as unknown:
+        if teacher is None:
+            teacher_shape = ModelShape.of_tokenizer(tokenizer)
+        else:
+            teacher_shape = ModelShape.of_tokenizer(
+                open_sampler(service, teacher).get_tokenizer(), rank=_rank_of(teacher, service)
+            )
+    except (UnknownShape, TinkerError) as unknown:  # the run itself is done and saved
         print(f"operations     not counted: {unknown}")
         return
     print_ledger({folder.name: ledger(rows, student_shape, teacher_shape)}, Console(highlight=False))

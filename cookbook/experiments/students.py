@@ -116,7 +116,7 @@ def probed_teacher(
         VocabularyMismatch, CapabilityError: see `Teacher` and `probe_teacher`.
     """
     teacher = Teacher(sampler, student)
-    probe = examine_teacher(teacher, task, renderer, student)
+    probe = examine_teacher(teacher, task, renderer, sampler.get_tokenizer())
     bench.console.print("\n".join(probe.lines()), markup=False)
     return teacher
 

@@ -2,12 +2,15 @@
 
 import re
 from pathlib import Path
+from shutil import copytree
 from types import ModuleType
 
 import pytest
+from transformers import AutoTokenizer
 
 from cookbook import opd, rl, sft
 from cookbook.metrics import read_metrics
+from tinkerlite import TinkerError
 
 SMALL = ["--steps", "1", "--held-out", "2", "--max-tokens", "4", "--rank", "4", "--task", "number-words"]
 ON_POLICY = [*SMALL, "--prompts-per-step", "2", "--group-size", "2"]
@@ -38,6 +41,39 @@ def test_on_policy_recipes_print_both_prompts_and_record_every_step(
     assert [row["step"] for row in rows] == [0, 1]
     # Without --teacher the teacher is the base model, which an untrained student equals.
     assert rows[0]["reverse_kl"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_weights_are_saved_even_where_the_cost_of_the_run_cannot_be_told(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def fails(*_: object) -> None:
+        raise TinkerError("the teacher's checkpoint has expired")
+
+    monkeypatch.setattr("cookbook.runs._rank_of", fails)
+    opd.main(arguments(tiny_folder, tmp_path, *ON_POLICY))
+    printed = capsys.readouterr().out
+    assert "not counted: the teacher's checkpoint has expired" in printed
+    assert re.search(r"--start-from tinker://\S+/weights/opd", printed)
+
+
+def test_a_teacher_s_own_layout_is_that_of_its_own_tokenizer(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    teacher = tmp_path / "teacher"
+    copytree(tiny_folder, teacher)
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    tokenizer.chat_template = "<|im_start|>system\nBe brief.<|im_end|>\n" + tokenizer.chat_template
+    tokenizer.save_pretrained(teacher)
+    both = [
+        "--base-url",
+        f"local://{tiny_folder},{teacher}",
+        "--model",
+        str(tiny_folder),
+        "--out",
+        str(tmp_path),
+    ]
+    opd.main([*both, *ON_POLICY, "--teacher", str(teacher), "--teacher-renderer", "template"])
+    assert capsys.readouterr().out.count("Be brief.") == 1
 
 
 def test_a_run_that_a_guard_stops_ends_with_the_reason_and_keeps_its_rows(tiny_folder: Path, tmp_path: Path):

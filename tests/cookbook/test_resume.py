@@ -215,6 +215,9 @@ def test_a_backend_whose_checkpoints_end_with_the_process_cannot_be_resumed_on(
     monkeypatch.delenv("TINKERLITE_DATA_DIR", raising=False)
     with pytest.raises(SystemExit, match="Set TINKERLITE_DATA_DIR"):
         sft.main(["--base-url", f"local://{tiny_folder}", "--out", str(tmp_path), "--resume"])
+    monkeypatch.setenv("TINKER_BASE_URL", f"local://{tiny_folder}")
+    with pytest.raises(SystemExit, match="Set TINKERLITE_DATA_DIR"):
+        sft.main(["--out", str(tmp_path), "--resume"])
 
 
 def test_local_checkpoints_outlive_the_server_in_a_folder_that_was_named(
