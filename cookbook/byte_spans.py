@@ -82,12 +82,14 @@ class TokenBytes:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._special = set(tokenizer.get_added_vocab().values())
+        added = tokenizer.added_tokens_decoder
+        self._added = set(added)
+        self._special = {token for token, form in added.items() if form.special}
         self._pieces = {token: piece for piece, token in tokenizer.get_vocab().items()}
         self._is_byte_level = all(
             character in _ALPHABET
             for token, piece in self._pieces.items()
-            if token not in self._special
+            if token not in self._added
             for character in piece
         )
         for text in PROBES:
@@ -103,9 +105,9 @@ class TokenBytes:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def of(self, token: int) -> bytes:
-        """The bytes of one token; a special one spells its name."""
+        """The bytes of one token; an added one spells its name."""
         piece = self._pieces[token]
-        if token in self._special:
+        if token in self._added:
             return piece.encode()
         if self._is_byte_level:
             return bytes(_ALPHABET[character] for character in piece)

@@ -11,7 +11,7 @@ import numpy as np
 
 from cookbook.advantages import kl_per_token
 from cookbook.datums import Floats
-from cookbook.evaluation import Z_95
+from cookbook.evaluation import t_95
 from cookbook.metrics import Row
 from cookbook.objectives import Credit, TokenWeights
 from cookbook.rollouts import Group
@@ -33,7 +33,7 @@ def rollout_figures(groups: Sequence[Group]) -> Row:
     rewards = [[t.grade.reward for t in group.trajectories] for group in groups]
     mean_reward = float(np.mean([t.grade.reward for t in trajectories]))
     clusters = rewards if len(groups) > 1 else [[reward] for reward in rewards[0]]
-    half = Z_95 * clustered_standard_error([np.asarray(rewards, np.float32) for rewards in clusters])
+    half = _half_interval([np.asarray(rewards, np.float32) for rewards in clusters])
     logprobs = np.concatenate([t.logprobs for t in trajectories])
     return {
         "reward": mean_reward,
@@ -61,7 +61,7 @@ def kl_figures(groups: Sequence[Group], teacher_logprobs: list[list[Floats]]) ->
     per_completion = [kl for of_group in by_group for kl in of_group]
     clusters = per_completion if len(by_group) == 1 else [np.concatenate(of_group) for of_group in by_group]
     mean = float(np.mean(np.concatenate(per_completion)))
-    half = Z_95 * clustered_standard_error(clusters)
+    half = _half_interval(clusters)
     return {
         "reverse_kl": mean,
         "reverse_kl_interval": [mean - half, mean + half],
@@ -100,6 +100,11 @@ def clustered_standard_error(clusters: Sequence[Floats]) -> float:
     off = np.asarray([np.sum(cluster.astype(np.float64) - mean) for cluster in clusters])
     scale = len(clusters) / (len(clusters) - 1)
     return float(np.sqrt(scale * np.sum(off**2)) / len(values))
+
+
+def _half_interval(clusters: Sequence[Floats]) -> float:
+    """Half the width of the 95% interval of the mean; Student's t, as there may be few clusters."""
+    return t_95(max(len(clusters) - 1, 1)) * clustered_standard_error(clusters)
 
 
 def staleness_figures(groups: Sequence[Group], policy_version: int) -> Row:

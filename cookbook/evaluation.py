@@ -16,7 +16,8 @@ from tinkerlite.types import ModelInput, SamplingParams
 
 Z_95 = 1.959963984540054
 """Two-sided 95% quantile of the normal distribution."""
-END_OF_THOUGHT = "</think>"
+T_95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060)
+"""Of Student's t distribution with 1, 2, ... degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,14 @@ class SampledEvaluation:
     def interval(self) -> tuple[float, float]:
         """95% interval over problems, the samples of one of which hang together.
 
-        Normal, from the spread of the shares, within 0 and 1. Where they are all equal it is that of Wilson,
-        as if each problem had been asked once: no spread among few problems is no certainty.
+        Student's, from the spread of the shares, within 0 and 1. Where they are all equal it is that of
+        Wilson, as if each problem had been asked once: no spread among few problems is no certainty.
         """
         n = len(self.shares)
         mean = self.accuracy
         if n < 2 or min(self.shares) == max(self.shares):
             return wilson_interval(round(mean * n), n)
-        half = Z_95 * sqrt(sum((share - mean) ** 2 for share in self.shares) / (n - 1) / n)
+        half = t_95(n - 1) * sqrt(sum((share - mean) ** 2 for share in self.shares) / (n - 1) / n)
         return max(0.0, mean - half), min(1.0, mean + half)
 
 
@@ -120,10 +121,7 @@ class Reply:
 def greedy_replies(
     sampler: SamplingClient, problems: Sequence[Problem], *, renderer: Renderer, max_tokens: int
 ) -> list[Reply]:
-    """One greedy reply to each problem, cut at max_tokens.
-
-    What a reasoning model thinks before it answers, up to `</think>`, is not part of its reply.
-    """
+    """One greedy reply to each problem, cut at max_tokens."""
     greedy = SamplingParams(max_tokens=max_tokens, temperature=0.0, stop=renderer.stop_tokens)
     # All problems are in flight at once.
     pending = [
@@ -136,13 +134,23 @@ def greedy_replies(
     ]
     sequences = [response.result().sequences[0] for response in pending]
     return [
-        Reply(_after_thoughts(renderer.parse(sequence.tokens).text), sequence.stop_reason == "length")
+        Reply(renderer.parse(sequence.tokens).text, sequence.stop_reason == "length")
         for sequence in sequences
     ]
 
 
-def _after_thoughts(text: str) -> str:
-    return text.rpartition(END_OF_THOUGHT)[2].lstrip() if END_OF_THOUGHT in text else text
+def t_95(freedom: int) -> float:
+    """Two-sided 95% quantile of Student's t: how many standard errors an interval of few values reaches.
+
+    From nine degrees of freedom on by the expansion in their inverse, to three decimals (Abramowitz and
+    Stegun, 26.7.5).
+    """
+    if freedom <= len(T_95):
+        return T_95[freedom - 1]
+    z = Z_95
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:

@@ -6,7 +6,6 @@ Each makes a `loop.Measure`; `together` joins them. Knows nothing about training
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 from cookbook.diagnostics import kl_figures
 from cookbook.evaluation import evaluate, greedy_replies
@@ -21,7 +20,10 @@ from tinkerlite import SamplingClient
 
 
 def behaviour_measure(problems: Sequence[Problem], *, renderer: Renderer, max_tokens: int) -> Measure:
-    """Greedy replies to prompts with instructions, scored as IFEval does; `behaviour` is its first figure."""
+    """Greedy replies to prompts with instructions, scored as IFEval does; `behaviour` is its first figure.
+
+    A reply that is cut at `max_tokens` is scored as far as it goes; how many are is among the figures.
+    """
     asked = [instructions_of(problem) for problem in problems]
 
     def measure(sampler: SamplingClient) -> Row:
@@ -33,6 +35,7 @@ def behaviour_measure(problems: Sequence[Problem], *, renderer: Renderer, max_to
             "instructions_strict": scores.instruction_strict,
             "instructions_loose": scores.instruction_loose,
             "behaviour_by_kind": scores.by_kind,
+            "replies_truncated": sum(reply.truncated for reply in replies) / len(replies),
         }
 
     return measure
@@ -60,8 +63,8 @@ def kl_measure(
     seed: int,
     name: str = "kl_to_start",
 ) -> Measure:
-    """Reverse KL to a teacher in nats per token, on fresh replies to a task's training prompts."""
-    problems = list(islice(task.training_problems(seed), prompts))
+    """Reverse KL to a teacher in nats per token, on fresh replies to a task's held-out prompts."""
+    problems = task.held_out(prompts)
 
     def measure(sampler: SamplingClient) -> Row:
         groups = rollout(

@@ -53,6 +53,11 @@ class Tokenizer(Protocol):
         """Special and other added tokens only."""
         ...
 
+    @property
+    def added_tokens_decoder(self) -> dict[int, Any]:
+        """The same by id, as `AddedToken`s, which know whether they are special."""
+        ...
+
     def apply_chat_template(
         self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
     ) -> Any:
@@ -77,11 +82,15 @@ class RenderedExample:
     """(len(tokens),): 1 on replies and the tokens that end them, 0 on everything given."""
 
 
+THOUGHT, END_OF_THOUGHT = "<think>", "</think>"
+
+
 @dataclass(frozen=True)
 class Reply:
     """What a completion says, and whether the model ended it itself."""
 
     text: str
+    """Without what a reasoning model thinks before it answers; empty if it was cut while thinking."""
     finished: bool
 
 
@@ -125,11 +134,12 @@ class Renderer:
         return RenderedExample(tokens, np.asarray(mask, dtype=np.float32))
 
     def parse(self, completion_tokens: Sequence[int]) -> Reply:
-        """The text before the first stop token; unfinished when there is none."""
+        """The text before the first stop token, thoughts left out; unfinished when there is none."""
         tokens = list(completion_tokens)
         ends = [index for index, token in enumerate(tokens) if token in self.stop_tokens]
         said = tokens[: ends[0]] if ends else tokens
-        return Reply(str(self.tokenizer.decode(said, skip_special_tokens=True)), finished=bool(ends))
+        text = str(self.tokenizer.decode(said, skip_special_tokens=True))
+        return Reply(_after_thoughts(text), finished=bool(ends))
 
     def token_texts(self, tokens: Sequence[int]) -> list[str]:
         """Each token as text on its own, for display: parts of one character show as U+FFFD."""
@@ -173,16 +183,24 @@ def chat_template(tokenizer: Tokenizer) -> Renderer:
     """The layout of the tokenizer's own chat template, default system line included.
 
     Raises:
-        RendererError: when made, if the template does not end a reply with one special token;
-            when rendering, if it rewrites earlier turns once later ones are known (templates that
-            drop old reasoning do), so that no prefix of an example would be what was sampled from.
+        RendererError: when made, if there is no template or it does not end a reply with one special token;
+            when rendering, if it refuses the messages (some know no system role), or rewrites earlier turns
+            once later ones are known (templates that drop old reasoning do), so that no prefix of an example
+            would be what was sampled from.
     """
 
     def written(messages: Sequence[Message], reply_next: bool) -> str:
         conversation = [{"role": message["role"], "content": message["content"]} for message in messages]
-        return str(
-            tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=reply_next)
-        )
+        try:
+            text = tokenizer.apply_chat_template(
+                conversation, tokenize=False, add_generation_prompt=reply_next
+            )
+        except Exception as error:  # there is no template, or it is a program that fails in its own way
+            raise RendererError(
+                f"the tokenizer's chat template cannot lay these messages out: {error}\n"
+                "Use chatml(tokenizer), or lay the conversation out with Renderer(...)."
+            ) from error
+        return str(text)
 
     end_of_turn = _end_of_turn(tokenizer, written)
 
@@ -217,6 +235,12 @@ def token_map_hash(tokenizer: Tokenizer) -> str:
     """
     listing = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True)
     return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def _after_thoughts(text: str) -> str:
+    if END_OF_THOUGHT in text:
+        return text.rpartition(END_OF_THOUGHT)[2].lstrip()
+    return "" if text.lstrip().startswith(THOUGHT) else text
 
 
 def _end_of_turn(tokenizer: Tokenizer, written: Callable[[Sequence[Message], bool], str]) -> str:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from math import exp, log
 from statistics import fmean, stdev
 
-# Two-sided 95% quantiles of Student's t by degrees of freedom; from ten on the last is close enough above.
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+from cookbook.evaluation import t_95
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     n = len(values)
     if n == 1:
         return Estimate(values[0], None, tuple(values))
-    t = T_95[min(n - 2, len(T_95) - 1)]
-    return Estimate(fmean(values), t * stdev(values) / n**0.5, tuple(values))
+    return Estimate(fmean(values), t_95(n - 1) * stdev(values) / n**0.5, tuple(values))
 
 
 def estimate_known(values: Sequence[float | None]) -> Estimate | None:

@@ -137,6 +137,16 @@ def test_a_tokenizer_that_rewrites_text_is_refused(tiny_folder: Path):
         TokenBytes(PreTrainedTokenizerFast(tokenizer_object=model))
 
 
+def test_an_added_token_that_is_not_special_is_text_like_any_other(tiny_folder: Path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.add_tokens(["<think>"])
+    [token] = tokenizer.encode("<think>")
+    spelt = TokenBytes(tokenizer)
+    assert spelt.of(token) == b"<think>"
+    assert not spelt.is_special(token)
+    assert spelt.is_special(IM_END)
+
+
 # ---- scores ----
 
 

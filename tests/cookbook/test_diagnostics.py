@@ -24,7 +24,8 @@ def test_rollout_figures():
     figures = rollout_figures(groups)
     assert figures["reward"] == 0.25
     # Per prompt the sums are 0.5 off; se = sqrt(2/1 * (0.25 + 0.25)) / 4 = 0.25.
-    assert figures["reward_interval"] == pytest.approx([0.25 - 0.49, 0.25 + 0.49], abs=1e-3)
+    half = 12.706 * 0.25  # of two prompts, one degree of freedom
+    assert figures["reward_interval"] == pytest.approx([0.25 - half, 0.25 + half], abs=1e-3)
     assert figures["rollout_accuracy"] == 0.25
     assert figures["uniform_groups"] == 0.5
     assert figures["truncated_fraction"] == 0.25
@@ -51,7 +52,7 @@ def test_the_interval_of_the_kl_is_over_prompts_whose_completions_hang_together(
     scores = [[np.float32([-1.0]), np.float32([-1.0])], [np.float32([-3.0]), np.float32([-3.0])]]
     # Mean 2; per prompt the sums are 2 off; se = sqrt(2/1 * (4 + 4)) / 4 = 1.
     low, high = kl_figures(groups, scores)["reverse_kl_interval"]
-    assert (low, high) == pytest.approx((2 - 1.96, 2 + 1.96), abs=1e-3)
+    assert (low, high) == pytest.approx((2 - 12.706, 2 + 12.706), abs=1e-3)
 
 
 def test_clusters_of_one_value_have_the_usual_standard_error():
@@ -64,7 +65,7 @@ def test_clusters_of_one_value_have_the_usual_standard_error():
 def test_with_one_prompt_the_interval_is_over_its_completions():
     group = make_group(make_trajectory(logprobs=[0.0]), make_trajectory(logprobs=[0.0]))
     low, high = kl_figures([group], [[np.float32([-1.0]), np.float32([-3.0])]])["reverse_kl_interval"]
-    assert (low, high) == pytest.approx((2 - 1.96, 2 + 1.96), abs=1e-3)
+    assert (low, high) == pytest.approx((2 - 12.706, 2 + 12.706), abs=1e-3)
 
 
 def test_staleness_is_how_many_updates_behind_the_rollouts_are():

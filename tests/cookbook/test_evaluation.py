@@ -1,6 +1,6 @@
 import pytest
 
-from cookbook.evaluation import Evaluation, SampledEvaluation, compare_paired, wilson_interval
+from cookbook.evaluation import Evaluation, SampledEvaluation, compare_paired, t_95, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,18 @@ def test_evaluations_of_different_sizes_do_not_compare():
 # ---- several samples of each problem ----
 
 
+@pytest.mark.parametrize(
+    ("freedom", "quantile"),
+    [(1, 12.706), (2, 4.303), (5, 2.571), (6, 2.447), (9, 2.262), (30, 2.042), (10_000, 1.960)],
+)
+def test_quantiles_of_students_t_are_those_of_the_tables(freedom: int, quantile: float):
+    assert t_95(freedom) == pytest.approx(quantile, abs=1e-3)
+
+
 def test_avg_at_k_is_the_mean_share_with_an_interval_over_problems():
-    evaluation = SampledEvaluation((1.0, 0.5, 0.0, 0.5))
+    evaluation = SampledEvaluation((0.7, 0.5, 0.3, 0.5))
     assert evaluation.accuracy == 0.5
-    half = 1.96 * (0.5 / 3) ** 0.5 / 2  # the shares' variance is 0.5 / 3, and there are four
+    half = 3.1824 * (0.08 / 3) ** 0.5 / 2  # the shares' variance is 0.08 / 3, and there are four
     assert evaluation.interval == pytest.approx((0.5 - half, 0.5 + half), abs=1e-4)
 
 

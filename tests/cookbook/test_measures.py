@@ -47,6 +47,8 @@ def test_behaviour_is_the_strict_score_of_greedy_replies(base: SamplingClient, r
     assert row["behaviour"] == scores.prompt_strict
     assert row["behaviour_loose"] >= row["behaviour"]
     assert row["behaviour_by_kind"].keys() == {"Keywords", "WordCount", "NoCommas"}
+    assert row["replies_truncated"] == sum(reply.truncated for reply in replies) / 6
+    assert behaviour_measure(problems, renderer=renderer, max_tokens=1)(base)["replies_truncated"] == 1.0
 
 
 def test_a_greedy_reply_is_cut_where_it_does_not_end(base: SamplingClient, renderer: Renderer):
@@ -123,15 +125,3 @@ def test_a_document_that_is_repeated_is_learned(
     assert losses[-1] < 0.5 * losses[0]
     [example] = islice(document_examples(repeat("A memo about rivers."), tokenizer), 1)
     assert example.mask[1:].sum() == np.float32(len(example.tokens) - 1)
-
-
-def test_thoughts_before_an_answer_are_not_part_of_the_reply(
-    base: SamplingClient, renderer: Renderer, monkeypatch: pytest.MonkeyPatch
-):
-    problems = CHAT.held_out(1)
-    [said] = greedy_replies(base, problems, renderer=renderer, max_tokens=6)
-    marker = said.text[2:5]
-    monkeypatch.setattr("cookbook.evaluation.END_OF_THOUGHT", marker)
-    [reply] = greedy_replies(base, problems, renderer=renderer, max_tokens=6)
-    assert said.text.endswith(reply.text)
-    assert marker not in reply.text

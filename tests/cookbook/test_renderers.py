@@ -121,6 +121,37 @@ def test_a_template_whose_replies_have_no_end_token_is_refused(tokenizer: Any):
         chat_template(other)
 
 
+def test_a_tokenizer_without_a_template_and_a_template_that_refuses_are_answered_with_what_to_do(
+    tokenizer: Any,
+):
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = None
+    with pytest.raises(RendererError, match=r"(?s)chat_template is not set.*Use chatml"):
+        chat_template(other)
+    other.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}"
+        "{% endif %}{{ m['content'] }}<|im_end|>{% endfor %}"
+    )
+    renderer = chat_template(other)
+    with pytest.raises(RendererError, match="no system role"):
+        renderer.generation_prompt([Message(role="system", content="Be brief."), ASK])
+
+
+@pytest.mark.parametrize(
+    ("said", "reply"),
+    [
+        ("<think>2 + 3</think>\n\nfive", "five"),
+        ("2 + 3</think>five", "five"),
+        ("<think>2 + 3 is", ""),
+        ("five < think", "five < think"),
+    ],
+    ids=["both marks", "opened in the prompt", "cut while thinking", "none"],
+)
+def test_thoughts_are_no_part_of_a_reply(renderer: Renderer, tokenizer: Any, said: str, reply: str):
+    tokens = tokenizer.encode(said, add_special_tokens=False)
+    assert renderer.parse([*tokens, *renderer.stop_tokens]).text == reply
+
+
 def test_chatml_needs_a_tokenizer_that_has_its_tokens(tokenizer: Any):
     class WithoutChatML:
         def get_vocab(self) -> dict[str, int]:

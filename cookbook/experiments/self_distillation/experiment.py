@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 START = "start"
 METHODS = ("sft", "opd")
-OTHER_PROMPTS = 1_000_000
-"""Added to the seed of the prompts on which distances are measured: none of those that are trained on."""
 MOVED = 0.01
 """Nats per token from the start at which a learning rate has moved the model."""
 
@@ -74,7 +72,7 @@ def run(bench: Bench, setting: SelfDistillationSetting) -> None:
         prompts=setting.kl_prompts,
         renderer=renderer,
         max_tokens=setting.samples.max_tokens,
-        seed=bench.seed + OTHER_PROMPTS,
+        seed=bench.seed,
     )
     measure = together(setting.chat.behaviour(renderer), distance)
     start = measure(original)
