@@ -170,7 +170,7 @@ Cell = Callable[[Run], str]
 
 def _last_figures(shown: Sequence[Figure], runs: Sequence[Run]) -> str:
     rows: list[tuple[str, Cell]] = [(figure.title, _last(figure)) for figure in shown]
-    rows += [("Steps", _steps), ("Time, minutes", _minutes)]
+    rows += [("Steps", _steps), ("Time of updates, minutes", _minutes)]
     if any("collapse" in run.rows[-1] for run in runs):
         rows.append(("Stopped", _stopped))
     return _table(rows, runs)

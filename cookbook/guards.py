@@ -77,7 +77,8 @@ def _sure_and_wrong(earlier: Sequence[Row], recent: Sequence[Row]) -> str | None
     """No entropy is left, while the answers are wrong or have become so."""
     if not _all(recent, "entropy", lambda nats: nats < NO_ENTROPY):
         return None
-    if any(row.get("reverse_kl") is not None and row["reverse_kl"] < DISAGREES for row in recent):
+    measured = [row["reverse_kl"] for row in [*earlier, *recent] if row.get("reverse_kl") is not None]
+    if any(nats < DISAGREES for nats in measured[-PATIENCE:]):
         return None  # sure of what the teacher is sure of
     best = max((row["rollout_accuracy"] for row in earlier if row.get("rollout_accuracy")), default=0.0)
     if not _all(recent, "rollout_accuracy", lambda share: share <= best / 2):
@@ -92,9 +93,12 @@ def _sure_and_wrong(earlier: Sequence[Row], recent: Sequence[Row]) -> str | None
 
 def _no_longer_ends(earlier: Sequence[Row], recent: Sequence[Row]) -> str | None:
     """All completions are cut, in a run in which most used to end by themselves."""
+    if any(row.get("short_on_purpose") for row in recent):
+        return None  # how many of these end says nothing
     if not _all(recent, "truncated_fraction", lambda share: share >= NEVER_ENDS):
         return None
-    before = [row["truncated_fraction"] for row in earlier if row.get("truncated_fraction") is not None]
+    whole = [row for row in earlier if not row.get("short_on_purpose")]
+    before = [row["truncated_fraction"] for row in whole if row.get("truncated_fraction") is not None]
     if min(before, default=1.0) > ONCE_ENDED:
         return None
     now = recent[-1]["truncated_fraction"]

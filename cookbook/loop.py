@@ -126,7 +126,7 @@ def train(
         teacher: measured against at every `kl_every` steps. Measuring changes nothing that trains. What
             `advantages` lets it score is counted as work.
         record: called with each row as soon as it is known.
-        start: the evaluation of step 0, if it has been made already.
+        start: the evaluation of step 0, if it has been made already; of no use to a run that goes on.
         measure: figures of an evaluated step, in place of accuracy on the task's held-out problems.
         earlier: rows of the steps that are done, if this goes on with a run; the student has been
             through them. They are not recorded again.
@@ -137,6 +137,7 @@ def train(
     """
     rows = list(earlier)
     problems = islice(task.training_problems(config.seed), len(rows) * config.prompts_per_step, None)
+    start = None if earlier else start
     measure = measure or accuracy_measure(task, renderer, config.held_out, config.max_tokens, start)
     for step in range(len(rows), config.steps + 1):
         checkpoint(step)
@@ -161,6 +162,8 @@ def train(
                 on_group=teacher.start if teacher is not None and measured else None,
             )
         row |= rollout_figures(groups)
+        if completion_limit(config, step) < config.max_tokens:
+            row["short_on_purpose"] = True
         if not is_last:
             scored_before = teacher.work if teacher else Work()
             with clock.phase("advantages"):
@@ -298,9 +301,7 @@ def _update(
 
 def _check_truncation(row: Row, config: TrainConfig) -> None:
     fraction, limit = row["truncated_fraction"], config.max_truncated_fraction
-    if completion_limit(config, row["step"]) < config.max_tokens:
-        return  # cut short on purpose
-    if fraction > limit:
+    if fraction > limit and not row.get("short_on_purpose"):
         raise RunStopped(
             f"step {row['step']}: {fraction:.0%} of the completions were cut at "
             f"max_tokens={config.max_tokens}, more than max_truncated_fraction={limit:.0%}. "

@@ -173,6 +173,11 @@ def _trajectory(
             "the backend sampled without logprobs, and every policy loss needs them; "
             "use a backend that returns the logprobs of sampled tokens"
         )
+    if not sequence.tokens:
+        raise ValueError(
+            "the backend returned a completion without any token: it drops the token that ends a reply, so "
+            "that nobody could learn to stop; use a backend that returns it"
+        )
     reply = renderer.parse(sequence.tokens)
     return Trajectory(
         prompt_tokens=prompt,

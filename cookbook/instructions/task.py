@@ -21,6 +21,9 @@ from cookbook.renderers import Message
 from cookbook.rollouts import Grade, Problem
 from cookbook.tasks import is_held_out
 
+REDRAWS = 1000
+"""Repeats in a row after which there are no other prompts."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class InstructedProblem(Problem):
@@ -54,20 +57,27 @@ class InstructionTask:
                 yield self._draw(random, topic, next(kinds))
 
     def held_out(self, count: int) -> list[Problem]:
-        """The first `count` held-out prompts, all different, of every kind equally many."""
+        """The first `count` held-out prompts, all different, of every kind equally many.
+
+        Raises:
+            ValueError: there are fewer of some kind.
+        """
         random = Random(f"{self.name} held out")
         topics = [topic for topic in TOPICS if is_held_out(topic)]
         seen: set[str] = set()
 
-        def fresh() -> Iterator[InstructedProblem]:
-            for kind in cycle(self.kinds):
+        def fresh(kind: Kind) -> InstructedProblem:
+            for _ in range(REDRAWS):
                 problem = self._draw(random, random.choice(topics), kind)
-                while problem.messages[-1]["content"] in seen:
-                    problem = self._draw(random, random.choice(topics), kind)
-                seen.add(problem.messages[-1]["content"])
-                yield problem
+                if problem.messages[-1]["content"] not in seen:
+                    seen.add(problem.messages[-1]["content"])
+                    return problem
+            raise ValueError(
+                f"there are about {len(seen)} different held-out prompts of {len(self.kinds)} kinds, not "
+                f"{count}; ask for fewer, or for more kinds"
+            )
 
-        return list(islice(fresh(), count))
+        return [fresh(kind) for kind in islice(cycle(self.kinds), count)]
 
     def grade(self, problem: Problem, reply: str) -> Grade:
         """Reward: share of instructions followed, 1 if none was given; correct: all of them, strictly."""

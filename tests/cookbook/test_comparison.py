@@ -57,7 +57,7 @@ def test_the_table_has_the_last_figures_with_their_intervals(folders: list[Path]
     page = comparison_page(read_runs(folders))
     assert '60.0% <span class="soft">[0.0%, 70.0%]</span>' in page
     assert '1.000 <span class="soft">[0.900, 1.100]</span>' in page
-    assert "<td>Time, minutes</td><td>1.5</td><td>1.5</td>" in page
+    assert "<td>Time of updates, minutes</td><td>1.5</td><td>1.5</td>" in page
     assert "gone &lt;wrong&gt;" in page
 
 

@@ -88,6 +88,25 @@ def test_short_rollouts_that_were_always_cut_are_no_collapse():
     assert sign_of_collapse(rows) is None
 
 
+@pytest.mark.parametrize("short", [range(9), range(4, 9), range(6)], ids=["always", "later", "at first"])
+def test_rollouts_that_are_short_on_purpose_may_all_be_cut(short: range):
+    rows = [
+        HEALTHY
+        | {"step": step, "truncated_fraction": 0.4 if step < 6 else 1.0}
+        | ({"short_on_purpose": True} if step in short else {})
+        for step in range(9)
+    ]
+    assert sign_of_collapse(rows) is None
+
+
+def test_a_teacher_that_is_measured_now_and_then_may_still_agree_with_a_student_that_is_sure():
+    sure = {"entropy": 0.001, "rollout_accuracy": 0.0, "reverse_kl": None}
+    agrees = [HEALTHY | {"reverse_kl": 0.01, "rollout_accuracy": 0.0, "step": step} for step in range(3)]
+    assert sign_of_collapse([*agrees, *run(*[sure] * 5, healthy=0)]) is None
+    disagrees = [HEALTHY | {"reverse_kl": 2.0, "rollout_accuracy": 0.0, "step": step} for step in range(3)]
+    assert "sure of wrong answers" in (sign_of_collapse([*disagrees, *run(*[sure] * 5, healthy=0)]) or "")
+
+
 def test_gradients_that_were_zero_say_nothing_about_what_is_large():
     rows = [HEALTHY | {"step": step, "optimizer_grad_norm": 0.0 if step < 6 else 2.0} for step in range(9)]
     assert sign_of_collapse(rows) is None

@@ -247,6 +247,18 @@ def test_a_step_zero_that_is_known_is_not_evaluated_again(run: Callable[..., lis
     assert (rows[0]["accuracy"], rows[-1]["accuracy"]) == (0.5, 0.0)
 
 
+def test_a_run_that_goes_on_evaluates_its_own_weights(run: Callable[..., list[Row]]):
+    known = Evaluation((True, False))
+    rows = run(SMALL, group_relative, start=known)
+    resumed = run(SMALL, group_relative, start=known, earlier=rows[:2])
+    assert resumed[-1]["accuracy"] != known.accuracy
+
+
+def test_rollouts_that_are_short_on_purpose_are_marked(run: Callable[..., list[Row]]):
+    rows = run(replace(SMALL, rollout_tokens=1, rollout_tokens_last=SMALL.max_tokens), group_relative)
+    assert [row.get("short_on_purpose") for row in rows] == [True, True, None]
+
+
 def test_too_many_truncated_completions_stop_the_run_with_a_reason(run: Callable[..., list[Row]]):
     strict = replace(SMALL, max_tokens=1, max_truncated_fraction=0.0)
     recorded: list[Row] = []

@@ -49,6 +49,13 @@ def test_held_out_prompts_are_different_and_of_every_kind_equally_many():
     assert set(Counter(type(p.instructions[0]).__name__ for p in problems).values()) == {20}
 
 
+def test_more_held_out_prompts_than_there_are_is_an_error_and_no_endless_search():
+    with pytest.raises(
+        ValueError, match=r"there are about 15. different held-out prompts of 1 kinds, not 200"
+    ):
+        InstructionTask(kinds=kinds("quotation")).held_out(200)
+
+
 def test_two_instructions_of_a_prompt_never_touch_the_same_side_of_the_reply():
     by_wording = {kind.name: kind.touches for kind in KINDS.values()}
     assert by_wording["uppercase"] & by_wording["lowercase"]
