@@ -131,6 +131,15 @@ def _parser() -> argparse.ArgumentParser:
         help="most memory for runs that train all weights, about 20 bytes a parameter; 0 refuses them "
         "(default: %(default)g)",
     )
+    add(
+        "--prefix-cache-gib",
+        type=float,
+        default=EngineLimits().max_prefix_bytes / 2**30,
+        metavar="GIB",
+        help="most memory for conversations that may go on, whose next turn is then read from where the last "
+        "one ended; 0 keeps none, so that no caller can tell by the time it takes what others asked "
+        "(default: %(default)g)",
+    )
     add("--device", default="auto", help="cpu, cuda or cuda:N (default: cuda where there is one)")
     add(
         "--dtype",
@@ -192,6 +201,10 @@ def _serve(arguments: argparse.Namespace) -> int:
         raise ServerError(f"--max-topk is {arguments.max_topk}; it must be 0 (no alternatives) or more")
     if not arguments.full_gib >= 0:
         raise ServerError(f"--full-gib is {arguments.full_gib}; it must be 0 (no full fine-tuning) or more")
+    if not arguments.prefix_cache_gib >= 0:
+        raise ServerError(
+            f"--prefix-cache-gib is {arguments.prefix_cache_gib}; it must be 0 (nothing is kept) or more"
+        )
     if arguments.sampler != "vllm" and arguments.vllm:
         raise ServerError("--vllm sets what vLLM is started with; it goes with --sampler vllm")
     settings = Settings(
@@ -242,7 +255,10 @@ def _build(arguments: argparse.Namespace, settings: Settings) -> tuple[FastAPI, 
     from tinkerlite_server.engine.vllm_process import VllmSettings
 
     limits = EngineLimits(
-        device=arguments.device, dtype=arguments.dtype, max_full_bytes=int(arguments.full_gib * 2**30)
+        device=arguments.device,
+        dtype=arguments.dtype,
+        max_full_bytes=int(arguments.full_gib * 2**30),
+        max_prefix_bytes=int(arguments.prefix_cache_gib * 2**30),
     )
     vllm = None
     if arguments.sampler == "vllm":

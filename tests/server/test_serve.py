@@ -90,6 +90,12 @@ def test_fewer_than_no_alternatives_are_refused(capsys: pytest.CaptureFixture[st
     assert "--max-topk is -1" in refusal(capsys, "--model", "never/looked-at", "--max-topk", "-1")
 
 
+@pytest.mark.parametrize("option", ["--full-gib", "--prefix-cache-gib"])
+def test_less_than_no_memory_is_refused(capsys: pytest.CaptureFixture[str], option: str):
+    assert f"{option} is -1.0" in refusal(capsys, "--model", "never/looked-at", option, "-1")
+    assert f"{option} is nan" in refusal(capsys, "--model", "never/looked-at", option, "nan")
+
+
 def test_a_data_folder_is_used_by_one_server_at_a_time_and_free_after_ctrl_c(
     tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -113,6 +119,8 @@ def test_help_names_every_option_and_an_example(capsys: pytest.CaptureFixture[st
         "--api-key",
         "--max-topk",
         "--custom-losses",
+        "--full-gib",
+        "--prefix-cache-gib",
         "--device",
         "--dtype",
     )

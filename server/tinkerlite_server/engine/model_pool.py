@@ -1,7 +1,7 @@
 """ModelPool: base models by name, loaded on first use, evicted least recently used first.
 
-Eviction frees a base model's weights; runs and adapters of it keep their own, and it loads
-again when they are next used.
+Eviction frees a base model's weights as soon as no pass uses them; runs and adapters of it keep their
+own, and it loads again when they are next used.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -33,6 +34,7 @@ class ModelPool:
         self.device = torch.device(resolve_device(limits.device))
         self._budget = limits.max_models_bytes
         self._models: OrderedDict[str, BaseModel] = OrderedDict()
+        self._alive: WeakValueDictionary[str, BaseModel] = WeakValueDictionary()
         self._tokenizers: dict[str, ModelTokenizer] = {}
         self._loading_tokenizer = threading.Lock()
 
@@ -43,16 +45,18 @@ class ModelPool:
             UnknownName: this server does not offer it.
         """
         info = self.info(name)
-        if name not in self._models:
+        model = self._alive.get(name)  # an evicted one may still be in use
+        if model is None:
             started = time.monotonic()
-            self._models[name] = BaseModel(info, self.device, DTYPES[info.dtype])
+            self._alive[name] = model = BaseModel(info, self.device, DTYPES[info.dtype])
             logger.info("loaded %s (%s) in %.1f s", name, info.dtype, time.monotonic() - started)
+        self._models[name] = model
         self._models.move_to_end(name)
         while self.loaded_bytes > self._budget and len(self._models) > 1:
             oldest = next(iter(self._models))
             del self._models[oldest]
             logger.info("evicted %s to stay within %d bytes of base models", oldest, self._budget)
-        return self._models[name]
+        return model
 
     def tokenizer(self, name: str) -> ModelTokenizer:
         """The model's tokenizer, loaded if need be and kept. Safe from any thread.
@@ -80,5 +84,5 @@ class ModelPool:
 
     @property
     def loaded_bytes(self) -> int:
-        """Bytes of base weights in memory."""
+        """Bytes of the base weights that are kept."""
         return sum(model.parameter_bytes for model in self._models.values())

@@ -1,0 +1,44 @@
+"""Base models in memory: loaded once, evicted within a budget, never two copies of one."""
+
+import gc
+from weakref import ref
+
+import pytest
+
+from tests.tiny import make_tiny_model
+from tinkerlite_server.engine.catalog import build_catalog
+from tinkerlite_server.engine.model_pool import ModelPool
+from tinkerlite_server.engine.protocols import EngineLimits
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("pool")
+    return [str(make_tiny_model(folder / name, seed=seed)) for seed, name in enumerate(("one", "other"))]
+
+
+def pool(names: list[str], **limits: int) -> ModelPool:
+    settings = EngineLimits(device="cpu", dtype="float32", **limits)
+    return ModelPool(build_catalog(names, settings), settings)
+
+
+def test_models_within_the_budget_stay(names: list[str]):
+    models = pool(names)
+    assert models.get(names[0]) is models.get(names[0])
+    models.get(names[1])
+    assert models.loaded_bytes == sum(models.get(name).parameter_bytes for name in names)
+
+
+def test_beyond_the_budget_the_least_recently_used_goes_and_its_memory_with_it(names: list[str]):
+    models = pool(names, max_models_bytes=1)
+    first = ref(models.get(names[0]))
+    assert models.loaded_bytes == models.get(names[1]).parameter_bytes
+    gc.collect()
+    assert first() is None
+
+
+def test_a_model_that_is_evicted_in_use_is_taken_back_and_not_loaded_beside_itself(names: list[str]):
+    models = pool(names, max_models_bytes=1)
+    in_use = models.get(names[0])
+    models.get(names[1])
+    assert models.get(names[0]) is in_use
