@@ -1,8 +1,8 @@
-"""E8. Learn new documents, recover, learn more: phases of SFT and of OPD from the model before them.
+"""E8. Learn new documents, recover, learn more: phases of SFT and of OPD from the models before them.
 
 Each round has documents about other products. Learning them costs behaviour, and some of what was learned
-before. The model as it was before the round is still there, though, and needs no data to teach: it grades
-the student's own answers, to chat and to questions about the products of earlier rounds.
+before. The models as they were are still there, though, and need no data to teach: they grade the student's
+own answers. The original knows how to chat; the model before the round, what earlier rounds taught.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from cookbook.experiments.students import (
 from cookbook.loop import TrainConfig, known_at_first, train
 from cookbook.measures import together
 from cookbook.metrics import Row
-from cookbook.mixing import MixedTask
+from cookbook.mixing import MixedTask, RoutedTeachers
 from cookbook.rollouts import Task
 from cookbook.scratch_model import ScratchConfig
 from cookbook.supervised import SupervisedConfig, train_on_examples
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 START = "start"
+CHAT, QUESTIONS = "chat", "questions"
 WITHIN, KEPT = 0.05, 0.8
 
 
@@ -65,8 +66,8 @@ class ContinualLearningSetting:
     """Longest answer to a question, in tokens."""
     chat: ChatSetting
     samples: SampleSetting
-    """What rehearses in a round's mix, in the words of the model as it was before the round: chat and,
-    from the second round on, as many answers to questions about earlier rounds."""
+    """What rehearses in a round's mix: chat of the original and, from the second round on, as many answers
+    of the model before the round to questions about earlier rounds."""
     document_share: float
     """Of the examples of the learning phase; the others rehearse."""
     learn: SupervisedConfig
@@ -106,13 +107,18 @@ def run(bench: Bench, setting: ContinualLearningSetting) -> None:
         ),
     )
     chat = setting.chat.prompts()
-    earlier = saved_sampler(bench.service, student, "start")
-    figures = measure(earlier)
+    original = earlier = saved_sampler(bench.service, student, "start")
+    figures = measure(original)
     bench.note(START, step=0, **figures)
     for number, part in enumerate(parts, 1):
         seed = bench.seed * setting.rounds + number  # other chat and other documents every round
-        rehearsal = _rehearsal(chat, company, parts[: number - 1])
-        samples = setting.samples.examples(earlier, rehearsal, renderer, seed)
+        samples = setting.samples.examples(original, chat, renderer, seed)
+        rehearsed: dict[str, Task] = {CHAT: chat}
+        teachers = {CHAT: Teacher(original, tokenizer)}
+        if number > 1:
+            rehearsed[QUESTIONS] = questions = _questions(company, parts[: number - 1])
+            teachers[QUESTIONS] = Teacher(earlier, tokenizer)
+            samples += setting.samples.examples(earlier, questions, renderer, seed)
         with bench.record(learning(number), columns(*names)) as record:
             rows = train_on_examples(
                 seeded(setting.learn, seed),
@@ -123,12 +129,12 @@ def run(bench: Bench, setting: ContinualLearningSetting) -> None:
             )
         figures = {name: rows[-1][name] for name in figures}
         student = with_fresh_optimizer(bench.service, student, f"learned-{number}")
-        teacher = Teacher(earlier, tokenizer)
+        teacher = RoutedTeachers(teachers)
         with bench.record(recovery(number), columns(*names)) as record:
             rows = train(
                 seeded(setting.recover, seed),
                 student,
-                rehearsal,
+                MixedTask(tasks=rehearsed),
                 renderer=renderer,
                 advantages=reverse_kl(teacher, clip=setting.kl_clip),
                 teacher=teacher,
@@ -140,13 +146,10 @@ def run(bench: Bench, setting: ContinualLearningSetting) -> None:
         earlier = saved_sampler(bench.service, student, f"round-{number}")
 
 
-def _rehearsal(chat: Task, company: Company, earlier: Sequence[Company]) -> Task:
-    """Chat, and from the second round on questions about what earlier rounds taught."""
-    if not earlier:
-        return chat
+def _questions(company: Company, earlier: Sequence[Company]) -> Task:
+    """About what earlier rounds taught."""
     facts = tuple(fact for part in earlier for fact in part.facts)
-    questions = CompanyTask(company=Company(name=company.name, facts=facts))
-    return MixedTask(tasks={"chat": chat, "questions": questions})
+    return CompanyTask(company=Company(name=company.name, facts=facts))
 
 
 @dataclass(frozen=True, kw_only=True)
