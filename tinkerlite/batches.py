@@ -6,7 +6,9 @@ Knows the two forms that `forward_backward` requests take. Knows nothing about o
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,7 +17,7 @@ from tinkerlite.compression import compressed
 from tinkerlite.connection import Connection
 from tinkerlite.errors import APIConnectionError, APIStatusError
 from tinkerlite.json_form import forward_backward_to_json
-from tinkerlite.ordering import Turn
+from tinkerlite.ordering import Turn, is_unread
 from tinkerlite.progress import ProgressClock
 from tinkerlite.results import forward_backward_result
 from tinkerlite.retry import is_transient
@@ -39,6 +41,11 @@ class PackedChunk:
         return b"".join([*self.parts, *forward_backward_parts(number)])
 
 
+def snapshot(data: Sequence[Datum]) -> list[Datum]:
+    """The datums with arrays of their own, which whoever made the others cannot change."""
+    return [replace(datum, loss_fn_inputs=deepcopy(datum.loss_fn_inputs)) for datum in data]
+
+
 def pack(
     connection: Connection,
     model_id: str,
@@ -52,6 +59,8 @@ def pack(
 
     What the caller does to the arrays afterwards does not reach the server.
     """
+    if not connection.speaks_protobuf:  # JSON is made when it is sent
+        data = snapshot(data)
     limits = connection.server_config
     chunks = split_into_chunks(data, limits.fwdbwd_max_chunk_len, limits.fwdbwd_max_chunk_bytes_count)
     requests = [
@@ -75,29 +84,36 @@ async def send_batch(
 
     As long as it is not known in which form the server takes them, one after the other.
     """
-    if len(chunks) > 1 and connection.server_config.parallel_fwdbwd_chunks and connection.speaks_protobuf:
-        outcomes = await turn.send_together([partial(_send, connection, chunk) for chunk in chunks])
-        receipts = [each for each in outcomes if isinstance(each, UntypedAPIFuture)]
-        for error in outcomes:
-            if isinstance(error, APIStatusError):
-                _note_accepted(error, len(receipts), chunks)
-                raise error
-        return receipts
     receipts = list[UntypedAPIFuture]()
-    try:
-        for chunk in chunks:
-            receipts.append(await turn.send(lambda seq_id, chunk=chunk: _send(connection, chunk, seq_id)))
-    except APIStatusError as error:
-        _note_accepted(error, len(receipts), chunks)
-        raise
+    refusal: APIStatusError | None = None
+    if len(chunks) > 1 and connection.server_config.parallel_fwdbwd_chunks and connection.speaks_protobuf:
+        for outcome in await turn.send_together([partial(_send, connection, chunk) for chunk in chunks]):
+            if isinstance(outcome, UntypedAPIFuture):
+                receipts.append(outcome)
+            else:
+                refusal = refusal or outcome
+    else:
+        try:
+            for chunk in chunks:
+                receipts.append(await turn.send(partial(_send, connection, chunk)))
+        except APIStatusError as error:
+            refusal = error
+    if not chunks[0].request.forward_only:
+        _note_gradients(turn, len(receipts), len(chunks), refusal)
+    if refusal is not None:
+        raise refusal
     return receipts
 
 
-def _note_accepted(error: APIStatusError, accepted: int, chunks: Sequence[PackedChunk]) -> None:
-    if accepted and not chunks[0].request.forward_only:
-        error.add_note(
-            f"{accepted} of {len(chunks)} chunks of this batch were accepted; their gradients count."
-        )
+def _note_gradients(turn: Turn, accepted: int, chunks: int, refusal: APIStatusError | None) -> None:
+    if accepted:
+        turn.note_gradients(waiting=True)
+    if refusal is None:
+        return
+    if accepted:
+        refusal.add_note(f"{accepted} of {chunks} chunks of this batch were accepted; their gradients count.")
+    if is_unread(refusal):
+        turn.send_others_away(refusal)
 
 
 async def _send(connection: Connection, chunk: PackedChunk, seq_id: int) -> UntypedAPIFuture:
@@ -160,8 +176,10 @@ async def _submit_json(
     connection: Connection, chunk: PackedChunk, seq_id: int, *, persist: bool = True
 ) -> UntypedAPIFuture:
     path = "forward" if chunk.request.forward_only else "forward_backward"
-    body = forward_backward_to_json(replace(chunk.request, seq_id=seq_id))
-    return await connection.submit(path, json=body, persist=persist)
+    # The number is in use by now, so nothing may fail: all goes that protobuf took, infinities as well.
+    body = json.dumps(forward_backward_to_json(replace(chunk.request, seq_id=seq_id)), default=float)
+    headers = {"Content-Type": "application/json"}
+    return await connection.submit(path, content=body.encode(), headers=headers, persist=persist)
 
 
 async def collect(

@@ -6,6 +6,8 @@ new, but loops written for that SDK use them. Three kinds, by what awaiting the 
     submitted   the APIFuture, to be awaited once more:   future = await client.optim_step_async(...)
     resolved    the result:                               response = await client.sample_async(...)
     offloaded   the result of a call that blocks here:    client = await service.create_..._async(...)
+
+A call that blocks and has a place in line has a twin written out, since a thread may start late.
 """
 
 from __future__ import annotations

@@ -81,9 +81,19 @@ class Connection:
         )
         self.capabilities = Capabilities(self.transport)
 
-    def start(self, work: Coroutine[Any, Any, T], label: str) -> APIFuture[T]:
-        """Begin work on the loop; what one thread starts begins in that order."""
-        return APIFuture(self.loop.submit(work, self._tasks), label)
+    def start(
+        self,
+        work: Coroutine[Any, Any, T],
+        label: str,
+        hear: Callable[[BaseException], None] | None = None,
+    ) -> APIFuture[T]:
+        """Begin work on the loop; what one thread starts begins in that order.
+
+        `hear`, if given, gets the error when somebody else does.
+        """
+        future = self.loop.submit(work, self._tasks)
+        future.hear = hear
+        return APIFuture(future, label)
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Do work on the loop, and block until it is done."""
@@ -128,12 +138,30 @@ class Connection:
         """Write what a URL leads to into a file, from the start again while that is broken off."""
         await self._persist(lambda: self.transport.fetch(url, target))
 
+    async def delete(self, path: str) -> None:
+        """Delete what is there. Where a repetition finds nothing, the answer that was lost said "done"."""
+        attempts = 0
+
+        async def exchange() -> None:
+            nonlocal attempts
+            attempts += 1
+            try:
+                await self.transport.request("DELETE", path)
+            except NotFoundError:
+                if attempts == 1:
+                    raise
+
+        await self._persist(exchange)
+
     async def _persist(self, exchange: Callable[[], Awaitable[T]], *, busy_is_final: bool = False) -> T:
-        return await resend(
-            lambda: self._bill.wait_out(exchange),
-            busy_is_final=busy_is_final,
-            first_seconds=self.config.first_backoff_seconds,
-            budget_seconds=self.config.reconnect_timeout_seconds,
+        # The bill outside: a server that wants money is not away.
+        return await self._bill.wait_out(
+            lambda: resend(
+                exchange,
+                busy_is_final=busy_is_final,
+                first_seconds=self.config.first_backoff_seconds,
+                budget_seconds=self.config.reconnect_timeout_seconds,
+            )
         )
 
     async def ask(
@@ -160,29 +188,28 @@ class Connection:
     ) -> UntypedAPIFuture:
         """Hand in work, once or until the server has it; the receipt names its result.
 
-        A 429 is the caller's to wait out, if final.
+        A bill is waited out either way. A 429 is the caller's to wait out, if final.
         """
         if persist:
             response = await self.send(
                 "POST", path, json=json, content=content, headers=headers, busy_is_final=busy_is_final
             )
         else:
-            response = await self.transport.request("POST", path, json=json, content=content, headers=headers)
+            response = await self._bill.wait_out(
+                lambda: self.transport.request("POST", path, json=json, content=content, headers=headers)
+            )
         return read_model(response, UntypedAPIFuture)
 
     async def result(
         self, receipt: UntypedAPIFuture, result_type: ResultType[T], clock: ProgressClock | None = None
     ) -> T:
         """Wait for the result of submitted work; errors as in `polling.await_result`."""
+        clock = clock or ProgressClock()
         with self._board.watch(result_type.name) as waiting:
-            return await await_result(
-                self.transport,
-                self.config,
-                receipt.request_id,
-                result_type,
-                waiting,
-                clock or ProgressClock(),
-                self._bill,
+            return await self._bill.wait_out(
+                lambda: await_result(
+                    self.transport, self.config, receipt.request_id, result_type, waiting, clock
+                )
             )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Generator
 from concurrent.futures import Future
@@ -14,7 +15,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from tinkerlite.errors import ClientClosedError
-from tinkerlite.loop import background_loop
+from tinkerlite.loop import background_loop, check_process
 
 logger = logging.getLogger("tinkerlite")
 
@@ -34,6 +35,7 @@ class APIFuture(Generic[T_co]):
     def __init__(self, future: Future[T_co], label: str = "work") -> None:
         self._future = future
         self._label = label
+        self._pid = os.getpid()
         self._started = time.monotonic()
         self._asked_for = False
 
@@ -44,7 +46,7 @@ class APIFuture(Generic[T_co]):
             TimeoutError: not there yet; calling again waits longer.
             TinkerError: the work failed; see `tinkerlite.errors`.
         """
-        self._asked_for = True
+        self._ask()
         if not self._future.done() and background_loop().is_current_thread:
             raise RuntimeError(
                 f"{self._label}: .result() in a callback of another future would wait for itself; "
@@ -62,7 +64,7 @@ class APIFuture(Generic[T_co]):
 
     async def result_async(self, timeout: float | None = None) -> T_co:
         """`await` with a timeout; errors as for `result`."""
-        self._asked_for = True
+        self._ask()
         # Shielded, so that cancelling the waiter cannot reach the work.
         waiter = asyncio.shield(asyncio.wrap_future(self._future))
         if timeout is None:
@@ -85,6 +87,11 @@ class APIFuture(Generic[T_co]):
     def done(self) -> bool:
         """Whether waiting would return at once."""
         return self._future.done()
+
+    def _ask(self) -> None:
+        self._asked_for = True
+        if not self._future.done():
+            check_process(self._pid)
 
     def _not_yet(self, timeout: float | None) -> TimeoutError:
         return TimeoutError(f"{self._label}: no result within {timeout} s; it is still being worked on")
@@ -110,6 +117,6 @@ class APIFuture(Generic[T_co]):
 
 def _report_unseen(label: str, future: Future[Any]) -> None:
     """A failure that would vanish, since nobody holds the future any more."""
-    error = future.exception()
+    error = Future[Any].exception(future)  # not its own: a log is not the caller
     if error is not None and not isinstance(error, ClientClosedError):
         logger.error("%s failed, and nobody asked for its result: %s", label, error)

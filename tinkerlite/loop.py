@@ -29,6 +29,24 @@ EXIT_PATIENCE_SECONDS = 5.0
 """At interpreter exit: how long open connections and a local server may take to close."""
 
 
+class ToldFuture(Future[T]):
+    """A standard future that says when somebody gets its error, by calling or by awaiting."""
+
+    hear: Callable[[BaseException], None] | None = None
+
+    def result(self, timeout: float | None = None) -> T:
+        """As of any future."""
+        self.exception(timeout)
+        return super().result()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As of any future."""
+        error = super().exception(timeout)
+        if error is not None and self.hear is not None:
+            self.hear(error)
+        return error
+
+
 class BackgroundLoop:
     """An event loop in a daemon thread. Use `background_loop()`; one serves the whole process."""
 
@@ -44,7 +62,7 @@ class BackgroundLoop:
 
     def submit(
         self, coroutine: Coroutine[Any, Any, T], group: MutableSet[asyncio.Task[Any]] | None = None
-    ) -> Future[T]:
+    ) -> ToldFuture[T]:
         """Start a coroutine on the loop; submissions of one thread start in order.
 
         `group`, if given, gets the task, so that it can be cancelled with others.
@@ -55,7 +73,7 @@ class BackgroundLoop:
         Raises:
             TinkerError: this is a forked child, which has no copy of the thread.
         """
-        future: Future[T] = Future()
+        future = ToldFuture[T]()
         future.set_running_or_notify_cancel()
 
         def start() -> None:
@@ -65,8 +83,7 @@ class BackgroundLoop:
             task.add_done_callback(lambda done: _transfer(done, future))
 
         try:
-            if os.getpid() != self._pid:
-                raise TinkerError("this client was made before a fork; make a new one in the child process")
+            check_process(self._pid)
             self._loop.call_soon_threadsafe(start)
         except RuntimeError as error:
             coroutine.close()
@@ -105,9 +122,19 @@ class BackgroundLoop:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            self._loop.run_forever()
+            while self._goes_on():
+                pass
         finally:
             self._loop.close()
+
+    def _goes_on(self) -> bool:
+        """Run the loop until it is stopped, or thrown out of: asyncio lets these two through once whoever
+        waits has them, and everybody else still counts on the loop."""
+        try:
+            self._loop.run_forever()
+        except (SystemExit, KeyboardInterrupt):
+            return True
+        return False
 
     def _stop(self) -> None:
         if os.getpid() != self._pid or not self._thread.is_alive():
@@ -124,6 +151,12 @@ class BackgroundLoop:
         if tasks:
             await asyncio.wait(tasks, timeout=EXIT_PATIENCE_SECONDS / 2)
         self._loop.stop()
+
+
+def check_process(pid: int) -> None:
+    """Raises TinkerError in a process forked from `pid`: it has no copy of the thread."""
+    if os.getpid() != pid:
+        raise TinkerError("this client was made before a fork; make a new one in the child process")
 
 
 async def _closing(close: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -22,6 +22,8 @@ from tinkerlite.types import Datum, ForwardBackwardOutput, LossFnOutput
 
 T = TypeVar("T")
 
+_USE_UP_GRADIENTS = ("optim_step", "load_weights")
+
 CustomLoss = custom_loss.CustomLossFn | custom_loss.NumpyLoss
 
 
@@ -55,6 +57,8 @@ class Operations:
                         path, json={"model_id": self._model_id, "seq_id": seq_id, **body}
                     )
                 )
+                if path in _USE_UP_GRADIENTS:
+                    turn.note_gradients(waiting=False)
             return await connection.result(receipt, result_type, self._clock)
 
         return self._turns.start(operation, result_type.name)
@@ -92,7 +96,7 @@ class Operations:
             InvalidRequest, InvalidDatum: at once; nothing was sent.
         """
         check_is_data(data)
-        given = list(data)
+        given = batches.snapshot(data)
         first_pass = custom_loss.forward_data(given)
         check_data(first_pass, "cross_entropy")
         first = self._pack(first_pass, "cross_entropy", forward_only=True)
@@ -105,7 +109,7 @@ class Operations:
                     linear, second = await asyncio.to_thread(
                         self._second_pass, given, output.loss_fn_outputs, loss_fn
                     )
-                except Exception as error:
+                except BaseException as error:
                     turn.send_others_away(error)
                     raise
                 receipts = await batches.send_batch(self._connection, turn, second)

@@ -4,6 +4,10 @@ An operation has its turn until it is sent, not until it is done, so results are
 by side. Numbers are taken when something is sent: what is never sent leaves no hole, on which the
 server would wait.
 
+An operation that fails before it is sent, so that the server knows nothing of it, takes with it
+whatever was called before the caller heard of that: an optimizer step among them would be one on
+part of a batch.
+
 Knows nothing about what the operations are.
 """
 
@@ -16,26 +20,41 @@ from types import TracebackType
 from typing import Any, TypeGuard, TypeVar
 
 from tinkerlite.connection import Connection
-from tinkerlite.errors import APIConnectionError, APIStatusError, NotSubmittedError
+from tinkerlite.errors import APIStatusError, NotSubmittedError
 from tinkerlite.future import APIFuture
 from tinkerlite.retry import is_transient
 
 T = TypeVar("T")
 
 
-def is_lost(error: BaseException) -> bool:
-    """Whether the server may or may not hold the request that ended so."""
-    return is_transient(error) or isinstance(error, asyncio.CancelledError)
-
-
 def _is_refusal(error: BaseException) -> TypeGuard[APIStatusError]:
     """Whether the server turned the request down, and knows that its number is used up."""
-    return isinstance(error, APIStatusError) and not is_lost(error) and not _is_unread(error)
+    return isinstance(error, APIStatusError) and not is_transient(error) and not is_unread(error)
 
 
-def _is_unread(error: BaseException) -> bool:
+def is_unread(error: BaseException) -> bool:
     """Whether the server turned the body down for its size: it never saw the number in it."""
     return isinstance(error, APIStatusError) and error.status_code == 413
+
+
+class Failures:
+    """A run's operations that failed before they were sent, and which of them the caller has heard of."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.heard = 0
+        self.last: BaseException | None = None
+
+    def add(self, error: BaseException) -> None:
+        """One more."""
+        self.count += 1
+        self.last = error
+
+    def hear(self, error: BaseException) -> None:
+        """The caller got an error: the last failure itself, or of an operation that was not sent for it."""
+        count = self.count  # read first, as one may be added meanwhile
+        if error is self.last or (error.__cause__ is not None and error.__cause__ is self.last):
+            self.heard = count
 
 
 class Turns:
@@ -49,14 +68,14 @@ class Turns:
         self.sent = 0
         self.lost: BaseException | None = None
         """Why nothing more may be sent."""
-        self.dissolved = 0
-        """How often everyone in line was sent away, and why last."""
-        self.reason: BaseException | None = None
+        self.failures = Failures()
+        self.gradients_wait = False
+        """Whether the server has taken gradients since the last step."""
 
     def start(self, operation: Callable[[Turn], Coroutine[Any, Any, T]], label: str) -> APIFuture[T]:
         """Put an operation in line. Its first step must be `async with turn`, around the sending."""
         with self._calls:  # calls from several threads have one order
-            return self._connection.start(operation(Turn(self, label)), label)
+            return self._connection.start(operation(Turn(self, label)), label, self.failures.hear)
 
 
 class Turn:
@@ -65,23 +84,23 @@ class Turn:
     def __init__(self, line: Turns, label: str) -> None:
         self._line = line
         self._label = label
-        self._dissolved = line.dissolved
+        self._heard = line.failures.heard
 
     async def send(self, submit: Callable[[int], Awaitable[T]]) -> T:
         """Send one request under the next number; `submit` is called with it.
 
-        A refusal uses the number up, unless the body was too large to be read. Without any answer the
-        server may be waiting for it: then no other number may follow, and the run ends here.
+        A refusal uses the number up, unless the body was too large to be read. After anything else that
+        is no receipt the server may be waiting for it: then no other number may follow, and the run ends.
         """
         line = self._line
         line.sent += 1
         try:
             return await submit(line.sent)
-        except (APIConnectionError, APIStatusError, asyncio.CancelledError) as error:
-            if is_lost(error):
-                line.lost = error
-            elif _is_unread(error):
+        except BaseException as error:
+            if is_unread(error):
                 line.sent -= 1
+            elif not _is_refusal(error):
+                line.lost = error
             raise
 
     async def send_together(
@@ -113,12 +132,15 @@ class Turn:
         return [each for each in outcomes if not isinstance(each, BaseException) or _is_refusal(each)]
 
     def send_others_away(self, reason: BaseException) -> None:
-        """Whoever is in line now counts on gradients that there will not be, and is not sent.
+        """Whoever was, or is, called without knowing of this counts on gradients that there will not be.
 
         For what the server cannot know; about requests that it refused, it tells those behind itself.
         """
-        self._line.dissolved += 1
-        self._line.reason = reason
+        self._line.failures.add(reason)
+
+    def note_gradients(self, *, waiting: bool) -> None:
+        """Whether gradients wait for a step on the server, now that this operation was sent."""
+        self._line.gradients_wait = waiting
 
     async def __aenter__(self) -> Turn:
         line = self._line
@@ -127,14 +149,17 @@ class Turn:
             line.turn.release()
             raise NotSubmittedError(
                 f"{self._label} of {line.model_id} was not sent: the server did not answer request "
-                f"{line.sent} and may or may not hold it. Go on from a saved state, in a new training client"
+                f"{line.sent} as it should and may or may not hold it. Go on from a saved state, in a new "
+                "training client"
             ) from line.lost
-        if line.dissolved != self._dissolved:
+        if line.failures.count > self._heard:
             line.turn.release()
+            reason = line.failures.last
+            left = "; gradients sent before that, since the last step, count" if line.gradients_wait else ""
             raise NotSubmittedError(
-                f"{self._label} of {line.model_id} was not sent: it was called after an operation that then "
-                f"failed before it was sent ({line.reason}). What is called from now on is sent again"
-            ) from line.reason
+                f"{self._label} of {line.model_id} was not sent: an operation before it failed before it was "
+                f"sent ({reason}){left}. What is called from now on is sent again"
+            ) from reason
         return self
 
     async def __aexit__(

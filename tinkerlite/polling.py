@@ -25,7 +25,7 @@ from tinkerlite.errors import (
     StuckRequestError,
 )
 from tinkerlite.progress import ProgressClock, Waiting
-from tinkerlite.retry import UnpaidBill, backoff_seconds, is_transient, jittered
+from tinkerlite.retry import backoff_seconds, is_transient, jittered
 from tinkerlite.wire import PROTOBUF_CONTENT_TYPE
 
 if TYPE_CHECKING:
@@ -57,12 +57,11 @@ async def await_result(
     result_type: ResultType[T],
     waiting: Waiting,
     clock: ProgressClock,
-    bill: UnpaidBill,
 ) -> T:
     """The result of an accepted request.
 
     `clock` is shared by all requests of one training run or sampler: a long queue is no reason
-    to give up as long as it moves.
+    to give up as long as it moves. Nor does time count in which the server was away.
 
     Raises:
         RequestFailedError: the server ran it, and it failed.
@@ -71,27 +70,31 @@ async def await_result(
         APIError: the server is lost, or its answer is not the protocol's.
     """
     pace = Pace(config)
+    pending_since: float | None = None
     while True:
         asked = time.monotonic()
         try:
-            response = await bill.wait_out(lambda: _poll(transport, config, request_id, waiting))
+            response = await _poll(transport, config, request_id, waiting)
         except (APIConnectionError, APIStatusError) as error:
             if not is_transient(error):
                 if isinstance(error, NotFoundError):
                     error.add_note("The server does not know this request; it may have been restarted.")
                 raise
             pause = pace.after_failure(error, asked, f"{result_type.name} (request {request_id})")
+            pending_since = None
         else:
             if response is not None:
                 clock.touch()
                 return _read(response, request_id, result_type)
             pause = pace.after_pending(time.monotonic() - asked)
-        idle = clock.idle_seconds(waiting)
-        if idle > config.stuck_timeout_seconds:
-            raise StuckRequestError(
-                f"{result_type.name} (request {request_id}): no progress for {idle:.0f} s; the queue is "
-                f"{waiting.queue}. If the server is merely slow, raise ClientConfig.stuck_timeout_seconds."
-            )
+            pending_since = asked if pending_since is None else pending_since
+            idle = clock.idle_seconds(pending_since)
+            if idle > config.stuck_timeout_seconds:
+                raise StuckRequestError(
+                    f"{result_type.name} (request {request_id}): no progress for {idle:.0f} s; the queue "
+                    f"is {waiting.queue}. If the server is merely slow, raise "
+                    "ClientConfig.stuck_timeout_seconds."
+                )
         await asyncio.sleep(pause)
 
 

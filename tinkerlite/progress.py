@@ -39,9 +39,9 @@ class ProgressClock:
         """Something finished now."""
         self.last = time.monotonic()
 
-    def idle_seconds(self, waiting: Waiting) -> float:
-        """For how long neither this request nor any of its siblings has moved."""
-        return time.monotonic() - max(self.last, waiting.since)
+    def idle_seconds(self, pending_since: float) -> float:
+        """For how long neither a request that is pending since then nor any of its siblings has moved."""
+        return time.monotonic() - max(self.last, pending_since)
 
 
 class Gate:

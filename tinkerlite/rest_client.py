@@ -105,11 +105,11 @@ class RestClient:
 
     def delete_checkpoint(self, training_run_id: str, checkpoint_id: str) -> APIFuture[None]:
         """Delete a checkpoint for good; `checkpoint_id` is KIND/NAME, as listed."""
-        return self._do("DELETE", f"training_runs/{training_run_id}/checkpoints/{checkpoint_id}")
+        return self._delete(f"training_runs/{training_run_id}/checkpoints/{checkpoint_id}")
 
     def delete_checkpoint_from_tinker_path(self, tinker_path: str) -> APIFuture[None]:
         """The same, by path."""
-        return self._do("DELETE", _checkpoint_url(tinker_path))
+        return self._delete(_checkpoint_url(tinker_path))
 
     def set_checkpoint_ttl_from_tinker_path(
         self, tinker_path: str, ttl_seconds: int | None
@@ -123,7 +123,7 @@ class RestClient:
 
     def unpublish_checkpoint_from_tinker_path(self, tinker_path: str) -> APIFuture[None]:
         """Keep a published checkpoint to oneself again."""
-        return self._do("DELETE", f"{_checkpoint_url(tinker_path)}/publish")
+        return self._delete(f"{_checkpoint_url(tinker_path)}/publish")
 
     def copy_weights(
         self,
@@ -260,6 +260,9 @@ class RestClient:
             await self._connection.send(method, path, json=json)
 
         return self._connection.start(work(), f"{method} {path}")
+
+    def _delete(self, path: str) -> APIFuture[None]:
+        return self._connection.start(self._connection.delete(path), f"DELETE {path}")
 
     def __repr__(self) -> str:
         return f"<RestClient {self._connection.endpoint.base_url}>"

@@ -1,7 +1,7 @@
 """Which failures are worth repeating, when, and for how long.
 
 Everything sent through here is safe to send twice: the protocol recognises an operation by its
-`seq_id`, and a request for a result by its id.
+`seq_id`, and a request for a result by its id; a deletion is done when there is nothing left to delete.
 """
 
 from __future__ import annotations
@@ -57,20 +57,18 @@ class UnpaidBill:
         Raises:
             BillingError: for longer than the server wants its clients to wait.
         """
-        started = time.monotonic()
-        is_known = False
+        waited = 0.0
         while True:
             try:
                 return await send()
             except BillingError as error:
-                waited = time.monotonic() - started
                 if waited + self._pause_seconds > self._longest_seconds:
                     error.add_note(f"Waited {waited:.0f} s for the account to be able to pay.")
                     raise
-                if not is_known:
-                    is_known = True
+                if not waited:
                     logger.warning("waiting, since the account cannot pay: %s", error)
             await asyncio.sleep(self._pause_seconds)
+            waited += self._pause_seconds
 
 
 async def resend(

@@ -307,7 +307,7 @@ class ServiceClient:
     ) -> None:
         if error is None:
             self.close()
-        elif isinstance(error, KeyboardInterrupt):
+        elif not isinstance(error, Exception):  # Ctrl-C, which in async code is a CancelledError
             self.close("interrupted")
         else:
             self.close("errored", type(error).__name__)

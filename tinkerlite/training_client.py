@@ -99,7 +99,8 @@ class TrainingClient(Ready):
         It runs in a thread of its own, between two passes of the server; `logprobs[i]` is shaped like
         `target_tokens` of `data[i]`, whose other inputs are the function's alone. Later calls wait in
         line until the second pass is sent. If the function fails, nothing was accumulated, and what
-        stood in line behind it is not sent.
+        is called before you have heard of that is not sent: before its future has raised, or the future
+        of such a call.
 
         Returns:
             As `forward_backward`; among the metrics are the function's own, its loss as
@@ -233,17 +234,41 @@ class TrainingClient(Ready):
             kind: "inflight" lets the server hand the sampler newer weights of this run.
             record_stability_info: as for `ServiceClient.create_sampling_client`.
         """
+        saving = self._save(name, kind)
+        return self._connection.wait(self._sampler_on(saving, name, record_stability_info))
+
+    async def save_weights_and_get_sampling_client_async(
+        self,
+        name: str | None = None,
+        kind: SamplingClientKind = "snapshot",
+        *,
+        record_stability_info: bool = False,
+    ) -> SamplingClient:
+        """`save_weights_and_get_sampling_client`, as the `tinker` SDK spells it in async code."""
+        saving = self._save(name, kind)
+        making = self._sampler_on(saving, name, record_stability_info)
+        return await self._connection.start(making, "save_weights_and_get_sampling_client")
+
+    def _save(self, name: str | None, kind: SamplingClientKind) -> APIFuture[SaveWeightsForSamplerResponse]:
         if name is not None:
-            path = self.save_weights_for_sampler(name).result().path
-            return self.create_sampling_client(
-                _present(path, "path"), record_stability_info=record_stability_info
-            )
+            return self.save_weights_for_sampler(name)
         body = {
             "type": "save_weights_for_sampler",
             **_given(kind=None if kind == "snapshot" else kind),
             "sampling_session_seq_id": self._session.next_sampler_number(),
         }
-        saved = self._operations.start("save_weights_for_sampler", body, SAVE_FOR_SAMPLER).result()
+        return self._operations.start("save_weights_for_sampler", body, SAVE_FOR_SAMPLER)
+
+    async def _sampler_on(
+        self,
+        saving: APIFuture[SaveWeightsForSamplerResponse],
+        name: str | None,
+        record_stability_info: bool,
+    ) -> SamplingClient:
+        saved = await saving
+        if name is not None:
+            path = _present(saved.path, "path")
+            return await SamplingClient.create(self._session, path, None, record_stability_info)
         sampler_id = _present(saved.sampling_session_id, "sampling_session_id")
         source = SamplerSource(sampler_id, self._base_model(), record_stability_info)
         return SamplingClient(self._connection, source, self._session)
@@ -286,7 +311,6 @@ class TrainingClient(Ready):
     load_state_with_optimizer_async = submitted(load_state_with_optimizer)
     save_weights_for_sampler_async = submitted(save_weights_for_sampler)
     save_weights_external_async = submitted(save_weights_external)
-    save_weights_and_get_sampling_client_async = offloaded(save_weights_and_get_sampling_client)
     create_sampling_client_async = offloaded(create_sampling_client)
     get_info_async = offloaded(get_info)
 

@@ -182,7 +182,8 @@ def _errors_of(method: str, url: str, timeout: httpx.Timeout) -> Generator[None]
     try:
         yield
     except httpx.TimeoutException as error:
-        message = f"{method} {url}: no answer within {timeout.read:g} s ({type(error).__name__})"
+        seconds = timeout.connect if isinstance(error, httpx.ConnectTimeout) else timeout.read
+        message = f"{method} {url}: no answer within {seconds:g} s ({type(error).__name__})"
         raise APITimeoutError(httpx.Request(method, url), message) from error
     except (httpx.TransportError, httpx.DecodingError) as error:
         reason = str(error) or type(error).__name__

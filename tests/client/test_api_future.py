@@ -198,3 +198,29 @@ os.waitpid(child, 0)
     said, errors = start(script, server.url).communicate(timeout=60)
     assert said == "this client was made before a fork; make a new one in the child process\nsession\n"
     assert errors == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_future_from_before_a_fork_says_so_unless_it_was_done(server: ScriptedServer):
+    script = """
+import asyncio, os, sys, tinkerlite
+service = tinkerlite.ServiceClient(base_url=sys.argv[1])
+training = service.create_lora_training_client("tiny")
+done = training.optim_step(tinkerlite.AdamParams())
+done.result()
+step = training.optim_step(tinkerlite.AdamParams())
+child = os.fork()
+if child == 0:
+    done.result()
+    for wait in (step.result, lambda: asyncio.run(step.coroutine())):
+        try:
+            wait()
+        except tinkerlite.TinkerError as error:
+            print(error, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+os._exit(0)
+"""
+    server.script("result of optim_step-2", Answer(after=threading.Event()))
+    said, _ = start(script, server.url).communicate(timeout=60)
+    assert said == "this client was made before a fork; make a new one in the child process\n" * 2

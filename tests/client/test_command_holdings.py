@@ -108,6 +108,13 @@ def test_checkpoints_are_listed_one_a_line_with_their_paths_in_full(
     assert path in [each["tinker_path"] for each in everywhere["checkpoints"]]
 
 
+@pytest.mark.parametrize("option", ["--limit", "--offset"])
+def test_a_run_is_listed_whole_and_asking_for_a_page_of_it_is_a_usage_error(run: Command, option: str):
+    said = run("checkpoint", "list", "--run", "sess-1:train:0", option, "1")
+    assert (said.status, said.out) == (2, "")
+    assert option in said.err
+
+
 def test_a_checkpoint_is_given_a_time_to_live_and_freed_of_it(
     run: Command, training: tinkerlite.TrainingClient, path: str
 ):

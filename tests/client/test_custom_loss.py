@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import tinkerlite
-from tests.client.scripted_server import Answer, ScriptedServer
+from tests.client.scripted_server import Answer, ScriptedServer, eventually
 from tinkerlite import errors
 from tinkerlite.types import AdamParams, Datum, ModelInput
 
@@ -47,9 +50,6 @@ def test_what_is_called_after_it_is_sent_after_its_second_pass(
 def test_if_it_fails_what_stood_behind_it_is_not_sent_and_later_calls_are(
     server: ScriptedServer, training: tinkerlite.TrainingClient
 ):
-    def broken(data: list[Datum], logprobs: list[torch.Tensor]) -> Any:
-        raise ZeroDivisionError("no tokens")
-
     update = training.forward_backward_custom(DATA, broken)
     step = training.optim_step(STEP)
     with pytest.raises(ZeroDivisionError):
@@ -74,6 +74,109 @@ def test_a_first_pass_that_fails_on_the_server_stops_those_behind_it_too(
         update.result()
     with pytest.raises(errors.NotSubmittedError, match="out of memory"):
         step.result()
+
+
+def broken(data: list[Datum], logprobs: list[torch.Tensor]) -> Any:
+    raise ZeroDivisionError("no tokens")
+
+
+def heard_by_calling(future: tinkerlite.APIFuture[Any]) -> None:
+    with pytest.raises(errors.NotSubmittedError):
+        future.result()
+
+
+def heard_by_awaiting(future: tinkerlite.APIFuture[Any]) -> None:
+    with pytest.raises(errors.NotSubmittedError):
+        asyncio.run(future.result_async(timeout=10))
+
+
+def heard_from_the_standard_future(future: tinkerlite.APIFuture[Any]) -> None:
+    assert isinstance(future.future().exception(), errors.NotSubmittedError)
+
+
+@pytest.mark.parametrize("hear", [heard_by_calling, heard_by_awaiting, heard_from_the_standard_future])
+def test_what_is_called_before_its_failure_was_heard_of_is_not_sent_either(
+    server: ScriptedServer, training: tinkerlite.TrainingClient, hear: Callable[[Any], None]
+):
+    failed = training.forward_backward_custom(DATA, broken)
+    failed.future()  # to hold it is not to hear of it
+    assert eventually(failed.done)
+    rest_of_the_batch = [training.forward_backward_custom(DATA, squared), training.optim_step(STEP)]
+    assert eventually(lambda: all(future.done() for future in rest_of_the_batch))
+    for future in rest_of_the_batch:
+        hear(future)
+    training.optim_step(STEP).result()
+    assert len(server.sent("forward_backward")) == len(server.sent("optim_step")) == 1
+    with pytest.raises(ZeroDivisionError):
+        failed.result()
+
+
+def test_who_is_not_sent_hears_whether_gradients_wait_on_the_server(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    def refused() -> str:
+        failed = training.forward_backward_custom(DATA, broken)
+        step = training.optim_step(STEP)
+        with pytest.raises(ZeroDivisionError):
+            failed.result()
+        with pytest.raises(errors.NotSubmittedError) as caught:
+            step.result()
+        return str(caught.value)
+
+    waiting = "gradients sent before that, since the last step, count"
+    assert waiting not in refused()
+    training.forward_backward_custom(DATA, squared).result()
+    assert waiting in refused()
+    training.optim_step(STEP).result()
+    assert waiting not in refused()
+
+
+def test_a_loss_that_ends_the_program_ends_it_where_it_is_waited_for(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    """And not the loop, on which everything else is waited for."""
+
+    def leaving(data: list[Datum], logprobs: list[torch.Tensor]) -> Any:
+        raise SystemExit(3)
+
+    update = training.forward_backward_custom(DATA, leaving)
+    step = training.optim_step(STEP)
+    with pytest.raises(SystemExit):
+        update.result(timeout=30)
+    with pytest.raises(errors.NotSubmittedError):
+        step.result(timeout=30)
+    training.optim_step(STEP).result(timeout=30)
+
+
+def test_a_second_pass_too_large_to_be_read_stops_those_behind_it(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    def too_large(data: list[Datum], logprobs: list[torch.Tensor]) -> Any:
+        server.script("forward_backward", Answer(413, {"detail": "more than 64 MiB"}))
+        return squared(data, logprobs)
+
+    update = training.forward_backward_custom(DATA, too_large)
+    step = training.optim_step(STEP)
+    with pytest.raises(errors.APIStatusError, match="64 MiB"):
+        update.result()
+    with pytest.raises(errors.NotSubmittedError, match="64 MiB"):
+        step.result()
+    assert server.sent("optim_step") == []
+
+
+def test_both_passes_are_of_what_the_arrays_held_when_the_call_was_made(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    targets = np.array([6, 7])
+    data = [Datum(ModelInput.from_ints([5, 6]), {"target_tokens": targets, "bonus": [1.0, 3.0]})]
+
+    def reused(data: list[Datum], logprobs: list[torch.Tensor]) -> Any:
+        targets[:] = 0
+        return squared(data, logprobs)
+
+    training.forward_backward_custom(data, reused).result()
+    passes = [request.batch.data[0].loss_fn_inputs for request in server.sent("forward_backward")]
+    assert [each["target_tokens"].data for each in passes] == [[6, 7], [6, 7]]
 
 
 def test_a_datum_that_the_loss_ignores_gets_no_gradient(

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tinkerlite.errors import InvalidDatum, InvalidInput, InvalidRequest
 from tinkerlite.losses import check_data, check_prompt
 from tinkerlite.types import Datum, ImageChunk, ModelInput, TensorData
 
 POLICY = {"target_tokens": [2, 3], "logprobs": [-1.0, -2.0], "advantages": [0.5, 0.5]}
+
+
+@pytest.mark.parametrize("wrap", [TensorData.from_torch, TensorData.from_torch_sparse])
+def test_what_comes_from_torch_is_a_copy(wrap: Callable[[torch.Tensor], TensorData]):
+    buffer = torch.tensor([[1.0, 2.0]])
+    copied = wrap(buffer)
+    buffer.zero_()
+    assert copied.tolist() == [[1.0, 2.0]]
 
 
 def datum(tokens: list[int] | None = None, **inputs: Any) -> Datum:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import tinkerlite
-from tests.client.scripted_server import HASTY, PENDING, Answer, ScriptedServer
+from tests.client.scripted_server import HASTY, PENDING, Answer, ScriptedServer, eventually
 from tinkerlite import errors
 from tinkerlite.types import AdamParams, Datum, ModelInput
 
@@ -125,6 +127,65 @@ def test_a_body_too_large_to_be_read_uses_no_number_up(
     assert arrivals(server) == [("forward_backward", 1), ("optim_step", 1)]
 
 
+def test_nothing_behind_a_body_too_large_to_be_read_is_sent_until_the_caller_has_heard_of_it(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    """A server that never saw it cannot know that gradients are missing."""
+    server.script("forward_backward", Answer(413, {"detail": "more than 64 MiB"}))
+    update = training.forward_backward([datum(1, 2)], "cross_entropy")
+    with pytest.raises(errors.NotSubmittedError, match="64 MiB"):
+        training.optim_step(STEP).result()
+    with pytest.raises(errors.APIStatusError, match="64 MiB"):
+        update.result()
+    training.optim_step(STEP).result()
+    assert arrivals(server) == [("forward_backward", 1), ("optim_step", 1)]
+
+
+def test_a_forward_too_large_to_be_read_takes_nothing_with_it_as_it_leaves_no_gradients(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    server.script("forward_backward", Answer(413, {"detail": "more than 64 MiB"}))
+    training.forward([datum(1, 2)], "cross_entropy").future()
+    training.optim_step(STEP).result()
+
+
+@pytest.mark.parametrize("body", [b"<html>welcome to the hotel's wifi</html>", {"id": "x"}])
+def test_after_an_answer_that_is_no_receipt_nothing_more_is_sent(
+    server: ScriptedServer, training: tinkerlite.TrainingClient, body: object
+):
+    server.script("forward_backward", Answer(body=body))
+    update = training.forward_backward([datum(1, 2)], "cross_entropy")
+    with pytest.raises(errors.NotSubmittedError, match="may or may not hold it"):
+        training.optim_step(STEP).result()
+    with pytest.raises(errors.APIResponseValidationError):
+        update.result()
+    assert server.sent("optim_step") == []
+
+
+def test_an_awaited_sampler_is_on_the_weights_from_before_what_was_called_after_it(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    server.script("save_weights_for_sampler", Answer(body={"request_id": "save"}))
+    server.script("result of save", Answer(body={"sampling_session_id": "session:sample:7"}))
+
+    async def at_once() -> tinkerlite.SamplingClient:
+        loop, threads_are_free = asyncio.get_running_loop(), threading.Event()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        loop.run_in_executor(None, threads_are_free.wait)
+        loop.call_later(0.2, threads_are_free.set)
+        sampler, _, _ = await asyncio.gather(
+            training.save_weights_and_get_sampling_client_async(),
+            training.forward_backward_async([datum(1, 2)], "cross_entropy"),
+            training.optim_step_async(STEP),
+        )
+        return sampler
+
+    assert asyncio.run(at_once()).sampling_session_id == "session:sample:7"
+    assert eventually(lambda: len(server.sent("optim_step")) == 1)
+    assert server.sent("save_weights_for_sampler")[0].json["seq_id"] == 1
+    assert arrivals(server) == [("forward_backward", 2), ("optim_step", 3)]
+
+
 def test_a_chunk_too_large_to_be_read_ends_the_run_rather_than_let_it_wait(server: ScriptedServer):
     server.script("client/config", Answer(body={"fwdbwd_max_chunk_len": 1, "parallel_fwdbwd_chunks": True}))
     with tinkerlite.ServiceClient(base_url=server.url, config=HASTY) as service:
@@ -193,6 +254,22 @@ def test_a_server_that_refuses_protobuf_gets_json_under_the_same_number(
     assert refused.batch.seq_id == taken.json["seq_id"] == 1
     [sent] = taken.json["forward_backward_input"]["data"]
     assert sent["loss_fn_inputs"]["target_tokens"] == {"data": [2, 3], "dtype": "int64", "shape": [2]}
+
+
+def test_json_says_what_the_arrays_held_when_the_call_was_made_and_all_that_protobuf_can_say(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    mutated = threading.Event()
+    server.script("forward_backward", Answer(415, {"detail": "JSON only"}, after=mutated))
+    values = np.array([1.0, -np.inf], dtype=np.float32)
+    data = [Datum(ModelInput.from_ints([1, 2]), {"target_tokens": [2, 3], "values": values})]
+    training.forward_backward(data, "of_the_servers", {"clip": np.float32(0.5)}).future()
+    values[:] = 7
+    mutated.set()
+    assert eventually(lambda: len(server.sent("forward_backward")) == 2)
+    said = server.sent("forward_backward")[1].json["forward_backward_input"]
+    assert said["data"][0]["loss_fn_inputs"]["values"]["data"] == [1.0, -np.inf]
+    assert said["loss_fn_config"] == {"clip": 0.5}
 
 
 @pytest.mark.parametrize("status", [415, 422, 500])

@@ -125,6 +125,15 @@ def test_a_request_that_never_moves_raises_and_names_the_state_of_the_queue(serv
             training.optim_step(STEP).result()
 
 
+def test_the_time_in_which_the_server_was_away_is_not_one_in_which_nothing_moved(server: ScriptedServer):
+    config = dataclasses.replace(HASTY, stuck_timeout_seconds=0.2)
+    away = Answer(503, {}, {"Retry-After-Ms": "150"})
+    with tinkerlite.ServiceClient(base_url=server.url, config=config) as service:
+        training = service.create_lora_training_client("tiny")
+        server.script(RESULT, PENDING, away, away, PENDING, DONE)
+        assert training.optim_step(STEP).result().metrics == {"grad_norm": 0.5}
+
+
 def test_a_long_queue_that_moves_is_not_stuck(server: ScriptedServer):
     config = dataclasses.replace(HASTY, stuck_timeout_seconds=1.2)
     with tinkerlite.ServiceClient(base_url=server.url, config=config) as service:

@@ -59,6 +59,17 @@ def test_a_checkpoint_is_changed_under_its_own_path(
     assert (request.json if request.content else None) == body
 
 
+def test_a_deletion_whose_answer_was_lost_is_done_when_nothing_is_left_to_delete(
+    server: ScriptedServer, rest: tinkerlite.RestClient
+):
+    gone = Answer(404, {"detail": "no such checkpoint"})
+    server.script(CHECKPOINT, Answer(drop=True), gone, gone)
+    assert rest.delete_checkpoint_from_tinker_path(PATH).result() is None
+    with pytest.raises(errors.NotFoundError):
+        rest.delete_checkpoint_from_tinker_path(PATH).result()
+    assert len(server.sent(CHECKPOINT)) == 3
+
+
 def test_a_project_narrows_a_listing_and_is_left_out_where_none_is_named(
     server: ScriptedServer, rest: tinkerlite.RestClient
 ):

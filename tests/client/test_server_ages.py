@@ -193,6 +193,15 @@ def test_a_refused_chunk_leaves_no_hole_in_the_numbers(server: ScriptedServer):
     assert server.sent("optim_step")[0].json["seq_id"] == 5
 
 
+def test_an_unpaid_first_batch_is_waited_for_too_before_its_form_is_known(server: ScriptedServer):
+    config = dataclasses.replace(HASTY, billing_pause_seconds=0.01)
+    with tinkerlite.ServiceClient(base_url=server.url, config=config) as service:
+        training = service.create_lora_training_client("tiny")
+        server.script("forward_backward", *[Answer(402, {"detail": "no funds"})] * 2)
+        training.forward_backward([datum()], "cross_entropy").result()
+    assert [request.batch.seq_id for request in server.sent("forward_backward")] == [1, 1, 1]
+
+
 @pytest.mark.parametrize("key", ["optim_step", "result of optim_step-1"])
 def test_an_account_that_cannot_pay_is_waited_for(
     server: ScriptedServer, caplog: pytest.LogCaptureFixture, key: str
@@ -216,6 +225,27 @@ def test_but_not_for_longer_than_the_server_wants(server: ScriptedServer):
         with pytest.raises(errors.BillingError, match="no funds"):
             training.optim_step(STEP).result()
     assert len(server.sent("optim_step")) < 20
+
+
+@pytest.mark.parametrize("key", ["optim_step", "result of optim_step-1"])
+def test_the_wait_for_a_bill_is_not_one_for_a_server_that_is_away_or_stuck(server: ScriptedServer, key: str):
+    config = dataclasses.replace(
+        HASTY, billing_pause_seconds=0.1, reconnect_timeout_seconds=0.2, stuck_timeout_seconds=0.2
+    )
+    with tinkerlite.ServiceClient(base_url=server.url, config=config) as service:
+        training = service.create_lora_training_client("tiny")
+        server.script(key, *[Answer(402, {"detail": "no funds"})] * 4, Answer(503, {}))
+        server.script("result of optim_step-1", PENDING)
+        training.optim_step(STEP).result()
+
+
+def test_nor_is_the_wait_for_a_server_that_is_away_one_for_a_bill(server: ScriptedServer):
+    config = dataclasses.replace(HASTY, billing_pause_seconds=0.01)
+    server.script("client/config", Answer(body={"billing_exception_max_pause_duration_sec": 0.1}))
+    with tinkerlite.ServiceClient(base_url=server.url, config=config) as service:
+        training = service.create_lora_training_client("tiny")
+        server.script("optim_step", Answer(503, {}, {"Retry-After-Ms": "200"}), Answer(402, {}))
+        training.optim_step(STEP).result()
 
 
 def test_a_busy_server_is_asked_again_for_as_long_as_it_moves(server: ScriptedServer):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 import gc
 import logging
+import socket
+import sys
 import threading
 import time
 
@@ -52,6 +56,19 @@ def test_a_server_without_wishes_gets_the_protocols_defaults(server: ScriptedSer
 def test_where_no_server_is_the_error_says_how_to_start_one():
     with pytest.raises(errors.APIConnectionError, match="tinkerlite serve"):
         tinkerlite.ServiceClient(base_url="http://127.0.0.1:9", config=HASTY)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse what a full backlog cannot hold")
+def test_a_connection_that_does_not_open_says_how_long_that_was_waited_for():
+    config = dataclasses.replace(HASTY, connect_timeout_seconds=0.1)
+    with contextlib.ExitStack() as stack:
+        busy = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(busy.getsockname())
+        with pytest.raises(errors.APIConnectionError, match=r"no answer within 0\.1 s \(ConnectTimeout\)"):
+            tinkerlite.ServiceClient(base_url=f"http://127.0.0.1:{busy.getsockname()[1]}", config=config)
 
 
 def test_a_base_url_may_have_a_path(server: ScriptedServer):
@@ -109,7 +126,13 @@ def _is_quiet(server: ScriptedServer) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("raised", "reason"), [(None, "success"), (ValueError, "errored"), (KeyboardInterrupt, "interrupted")]
+    ("raised", "reason"),
+    [
+        (None, "success"),
+        (ValueError, "errored"),
+        (KeyboardInterrupt, "interrupted"),
+        (asyncio.CancelledError, "interrupted"),  # Ctrl-C where a loop runs
+    ],
 )
 def test_leaving_the_block_tells_the_server_how_it_ended(
     server: ScriptedServer, raised: type[BaseException] | None, reason: str
@@ -118,7 +141,7 @@ def test_leaving_the_block_tells_the_server_how_it_ended(
         with tinkerlite.ServiceClient(base_url=server.url, config=HASTY):
             if raised is not None:
                 raise raised
-    except (ValueError, KeyboardInterrupt):
+    except (ValueError, KeyboardInterrupt, asyncio.CancelledError):
         pass
     [finish] = server.sent("sessions/session/finish")
     assert finish.json["reason"] == {"type": reason}

@@ -46,8 +46,8 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = action("list", _list, "list checkpoints, the newest first", takes_path=False)
     listing.add_argument("--run", metavar="RUN", help="of this training run alone")
-    listing.add_argument("--limit", type=int, default=100, metavar="N", help="at most N (default: 100)")
-    listing.add_argument("--offset", type=int, default=0, metavar="N", help="leave out the first N")
+    listing.add_argument("--limit", type=int, metavar="N", help="of all runs: at most N (default: 100)")
+    listing.add_argument("--offset", type=int, metavar="N", help="of all runs: leave out the first N")
     fetching = action("download", _download, "fetch a checkpoint's files into a folder")
     fetching.add_argument("--out", metavar="DIR", help="new or empty (default: the checkpoint's name)")
     deleting = action("delete", _delete, "delete a checkpoint for good")
@@ -62,16 +62,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(options: argparse.Namespace) -> int:
+    paged = options.limit is not None or options.offset is not None
+    if options.run and paged:
+        print("tinkerlite: a run is listed whole; leave out --limit and --offset", file=sys.stderr)
+        return 2
+    limit, offset = 100 if options.limit is None else options.limit, options.offset or 0
     with rest_client(options) as client:
         if options.run:
             answer = client.list_checkpoints(options.run).result()
         else:
-            answer = client.list_user_checkpoints(options.limit, options.offset).result()
+            answer = client.list_user_checkpoints(limit, offset).result()
     if options.json:
         print_json(answer)
         return 0
     total = len(answer.checkpoints) if answer.cursor is None else answer.cursor.total_count
-    print_page(checkpoint_table(answer.checkpoints), 0 if options.run else options.offset, total)
+    print_page(checkpoint_table(answer.checkpoints), offset, total)
     return 0
 
 

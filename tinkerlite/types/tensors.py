@@ -79,7 +79,7 @@ class TensorData:
     @classmethod
     def from_torch(cls, tensor: torch.Tensor) -> TensorData:
         """Copy a torch tensor of any float or integer dtype."""
-        detached = tensor.detach().cpu()
+        detached = tensor.detach().to("cpu", copy=True)
         return cls((detached.float() if detached.is_floating_point() else detached).numpy())
 
     @classmethod
