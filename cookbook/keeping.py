@@ -24,7 +24,6 @@ from cookbook.run_folder import CannotResume, Checkpoint, Position, RunFolder
 from cookbook.table import Column, StepTable
 from cookbook.tracking import TrackedRun, Tracker, check_trackers, open_trackers
 from tinkerlite import ServiceClient, TinkerError, TrainingClient
-from tinkerlite.config import resolve_endpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +107,9 @@ class KeptRun:
 
 def _outlives_process(base_url: str) -> bool:
     """Whether the backend's checkpoints do; those of local:// only in a folder that was named."""
-    is_local = bool(resolve_endpoint(base_url or None).local_models)
-    return not is_local or bool(os.environ.get("TINKERLITE_DATA_DIR"))
+    named = (base_url, os.environ.get("TINKERLITE_BASE_URL"), os.environ.get("TINKER_BASE_URL"))
+    url = next(filter(None, named), "")  # as the client chooses
+    return not url.strip().startswith("local://") or bool(os.environ.get("TINKERLITE_DATA_DIR"))
 
 
 @contextmanager
