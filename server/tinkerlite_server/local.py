@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tinkerlite_server.app import create_app
 from tinkerlite_server.engine.catalog import build_catalog
+from tinkerlite_server.engine.cuda_settings import sized_for_device
 from tinkerlite_server.engine.local_engine import LocalEngine
 from tinkerlite_server.engine.protocols import EngineLimits
 from tinkerlite_server.settings import Settings
@@ -38,7 +39,7 @@ class LocalServer:
         data_dir: Path | None = None,
         engine_limits: EngineLimits | None = None,
     ) -> None:
-        limits = engine_limits or EngineLimits()
+        limits = engine_limits or sized_for_device(EngineLimits())
         engine = LocalEngine(build_catalog(models, limits), limits)
         self._scratch = None
         if data_dir is None and os.environ.get("TINKERLITE_DATA_DIR"):

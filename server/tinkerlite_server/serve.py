@@ -251,14 +251,17 @@ def _build(arguments: argparse.Namespace, settings: Settings) -> tuple[FastAPI, 
     # Not before the arguments are known to be good: these imports take seconds.
     from tinkerlite_server.app import create_app
     from tinkerlite_server.engine.catalog import build_catalog
+    from tinkerlite_server.engine.cuda_settings import sized_for_device
     from tinkerlite_server.engine.local_engine import LocalEngine
     from tinkerlite_server.engine.vllm_process import VllmSettings
 
-    limits = EngineLimits(
-        device=arguments.device,
-        dtype=arguments.dtype,
-        max_full_bytes=int(arguments.full_gib * 2**30),
-        max_prefix_bytes=int(arguments.prefix_cache_gib * 2**30),
+    limits = sized_for_device(
+        EngineLimits(
+            device=arguments.device,
+            dtype=arguments.dtype,
+            max_full_bytes=int(arguments.full_gib * 2**30),
+            max_prefix_bytes=int(arguments.prefix_cache_gib * 2**30),
+        )
     )
     vllm = None
     if arguments.sampler == "vllm":

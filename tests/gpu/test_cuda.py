@@ -156,6 +156,29 @@ def test_training_scoring_and_sampling_are_those_of_a_processor(folder: Path, ra
     compare(results[1], results[0], EXACT)
 
 
+def test_two_adapters_in_one_pass_and_the_second_turn_of_their_conversations(folder: Path):
+    results: list[Arrays] = []
+    for device in ("cpu", DEVICE):
+        with service_on(device, "float32", folder) as service:
+            runs = [service.create_lora_training_client(str(folder), rank=4, seed=seed) for seed in (0, 1)]
+            for run in runs:
+                trained(run)
+            samplers = [run.save_weights_and_get_sampling_client() for run in runs]
+            greedy = SamplingParams(max_tokens=16, temperature=0.0, stop=[])
+            prompts = [PREFIX, PREFIX]
+            found: Arrays = {}
+            for turn in range(2):
+                pending = [
+                    sampler.sample(ModelInput.from_ints(prompt), 1, greedy)
+                    for sampler, prompt in zip(samplers, prompts, strict=True)
+                ]
+                said = [each.result().sequences[0] for each in pending]
+                found |= {f"turn {turn} of {n}": np.array(each.logprobs) for n, each in enumerate(said)}
+                prompts = [[*p, *each.tokens, 7, 8] for p, each in zip(prompts, said, strict=True)]
+            results.append(found)
+    compare(results[1], results[0], EXACT)
+
+
 def test_in_bfloat16_sampler_scorer_and_trainer_agree_with_each_other(folder: Path):
     with service_on(DEVICE, "bfloat16", folder) as service:
         trainer = service.create_lora_training_client(str(folder), rank=4, seed=0)

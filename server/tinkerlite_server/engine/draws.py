@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,13 +91,13 @@ def draw_tokens(
     tokens_B = torch.empty(len(rules), dtype=torch.int64, device=logits_BV.device)
     for (greedy, top_k, filtered), members in _alike(rules).items():
         everyone = len(members) == len(rules)
-        rows = torch.tensor(members, device=logits_BV.device)
+        rows: Any = slice(None) if everyone else torch.tensor(members, device=logits_BV.device)
         if greedy:
-            tokens_B[rows] = (logits_BV if everyone else logits_BV[rows]).argmax(dim=-1)
+            tokens_B[rows] = logits_BV[rows].argmax(dim=-1)
             continue
         chosen = [rules[i] for i in members]
         if all(rule.temperature == 1 for rule in chosen):
-            tempered = weights_BV if everyone else weights_BV[rows]
+            tempered = weights_BV[rows]
         else:
             shifted = logits_BV[rows] - top_B[rows, None]
             tempered = (shifted / _column([r.temperature for r in chosen], shifted)).exp()

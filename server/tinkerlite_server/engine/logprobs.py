@@ -140,7 +140,7 @@ class _PairLogprobs(torch.autograd.Function):
         sorted_targets_M = targets_M[order_M]
         bounds = torch.searchsorted(
             row_of_pair_M, torch.arange(0, len(used_U) + chunk, chunk, device=used_U.device)
-        )
+        ).tolist()
         logprobs_M = torch.empty(len(rows_M), dtype=torch.float32, device=hidden_RE.device)
         lse_U = torch.empty(len(used_U), dtype=torch.float32, device=hidden_RE.device)
         factors = None if adapter is None else unembed.factors(adapter)
@@ -149,7 +149,7 @@ class _PairLogprobs(torch.autograd.Function):
             rows_C = used_U[start : start + chunk]
             logits_CV = unembed(hidden_RE[rows_C], factors, room)
             lse_U[start : start + len(rows_C)] = log_sum_exp(logits_CV, scratch)
-            pairs = slice(int(bounds[number]), int(bounds[number + 1]))
+            pairs = slice(bounds[number], bounds[number + 1])
             local = row_of_pair_M[pairs] - start
             logprobs_M[order_M[pairs]] = (
                 logits_CV[local, sorted_targets_M[pairs]] - lse_U[row_of_pair_M[pairs]]
@@ -181,12 +181,15 @@ class _PairLogprobs(torch.autograd.Function):
         pair_target_P, pair_grad_P = targets_M[live_M], grad_M[live_M]
         room = ctx.unembed.room(min(len(rows_L), ctx.chunk))
         factors: HeadFactors | None = ctx.factors
-        for start in range(0, len(rows_L), ctx.chunk):
+        bounds = torch.searchsorted(
+            pair_row_P, torch.arange(0, len(rows_L) + ctx.chunk, ctx.chunk, device=rows_L.device)
+        ).tolist()
+        for number, start in enumerate(range(0, len(rows_L), ctx.chunk)):
             rows_C = rows_L[start : start + ctx.chunk]
             hidden_CE = hidden_RE[used_U[rows_C]]
             grad_CV = ctx.unembed(hidden_CE, factors, room)
             grad_CV.sub_(lse_U[rows_C, None]).exp_().mul_(-total_U[rows_C, None])
-            inside = (pair_row_P >= start) & (pair_row_P < start + len(rows_C))
+            inside = slice(bounds[number], bounds[number + 1])
             grad_CV.index_put_(
                 (pair_row_P[inside] - start, pair_target_P[inside]), pair_grad_P[inside], accumulate=True
             )

@@ -17,6 +17,7 @@ import torch
 
 from tinkerlite_server.engine.base_model import BaseModel
 from tinkerlite_server.engine.catalog import resolve_device
+from tinkerlite_server.engine.cuda_settings import settle_kernels
 from tinkerlite_server.engine.model_tokenizer import ModelTokenizer
 from tinkerlite_server.engine.protocols import EngineLimits, ModelInfo
 from tinkerlite_server.errors import UnknownName
@@ -32,6 +33,8 @@ class ModelPool:
     def __init__(self, catalog: Mapping[str, ModelInfo], limits: EngineLimits) -> None:
         self.catalog = catalog
         self.device = torch.device(resolve_device(limits.device))
+        if self.device.type == "cuda":
+            settle_kernels()
         self._budget = limits.max_models_bytes
         self._models: OrderedDict[str, BaseModel] = OrderedDict()
         self._alive: WeakValueDictionary[str, BaseModel] = WeakValueDictionary()

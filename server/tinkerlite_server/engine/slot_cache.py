@@ -131,6 +131,8 @@ class DecodeStream:
         self._longest = max(positions) + 1
         self._mask: Tensor | None = None
         if min(positions) < max(positions):
+            if device.type == "cuda":  # its kernels want masks whose rows are multiples of 8, or copy them
+                self._longest = _rounded(self._longest)
             beyond = torch.arange(self._longest, device=device) > self.position_ids_N[:, None]
             mask = torch.zeros(beyond.shape, dtype=cache.keys[0].dtype, device=device)
             self._mask = mask.masked_fill_(beyond, -torch.inf)[:, None, None, :]

@@ -161,7 +161,7 @@ class LocalTrainer:
             total: Tensor | None = None
             for job, lp in zip(jobs, logprobs, strict=True):
                 batch = batches[job.batch]
-                job.logprobs = lp.detach().cpu().numpy()
+                job.logprobs = lp.detach().numpy()
                 loss = _loss(job, batch, lp) if batch.program is None else _custom_loss(job, batch, lp)
                 if not batch.forward_only:
                     total = loss if total is None else total + loss
@@ -192,7 +192,8 @@ class LocalTrainer:
             torch.from_numpy(pairs % vocab).to(self._pool.device),
             self._limits.head_chunk,
         )
-        flat = lp_M[torch.from_numpy(back).to(self._pool.device)]
+        # Losses are a few operations on a few numbers an example: on a processor, behind one copy.
+        flat = lp_M.cpu()[torch.from_numpy(back)]
         pieces = flat.split([len(part) for part in rows])
         return [piece.view(job.example.target_tokens.shape) for piece, job in zip(pieces, jobs, strict=True)]
 
@@ -281,8 +282,8 @@ class _Accumulation:
 
 def _loss(job: _Job, batch: TrainBatch, lp: Tensor) -> Tensor:
     """One of this server's own losses, summed over positions."""
-    loss = LOSSES[batch.loss_fn](lp, _tensors(job.example, lp.device), batch.loss_config)
-    job.elementwise_loss = loss.detach().cpu().numpy()
+    loss = LOSSES[batch.loss_fn](lp, _tensors(job.example), batch.loss_config)
+    job.elementwise_loss = loss.detach().numpy()
     _check_finite(job, batch, job.elementwise_loss)
     job.loss = float(job.elementwise_loss.sum(dtype=np.float64))
     return loss.sum()
@@ -296,19 +297,19 @@ def _custom_loss(job: _Job, batch: TrainBatch, lp: Tensor) -> Tensor:
     """
     assert isinstance(batch.program, Program)
     _check_finite(job, batch, job.logprobs)
-    cpu = torch.device("cpu")  # where an index beyond its tensor is an error of this request, and no other's
     try:
+        # On a processor an index beyond its tensor is an error of this request, and no other's.
         evaluated = batch.program.evaluate(
-            lp.detach().to(cpu), _tensors(job.example, cpu), differentiate=not batch.forward_only
+            lp.detach(), _tensors(job.example), differentiate=not batch.forward_only
         )
     except BadRequest as error:
         raise BadRequest(f"datum {job.place}: {error}. No gradient of this request was kept.") from error
     job.loss, job.metrics = evaluated.loss, evaluated.metrics
-    return lp.sum() if evaluated.gradient is None else (evaluated.gradient.to(lp.device) * lp).sum()
+    return lp.sum() if evaluated.gradient is None else (evaluated.gradient * lp).sum()
 
 
-def _tensors(example: Example, device: torch.device) -> dict[str, Tensor]:
-    return {name: torch.tensor(value, device=device) for name, value in example.inputs.items()}
+def _tensors(example: Example) -> dict[str, Tensor]:
+    return {name: torch.tensor(value) for name, value in example.inputs.items()}
 
 
 def _custom_metrics(jobs: Sequence[_Job]) -> dict[str, float]:

@@ -146,7 +146,7 @@ class Unembedding:
             with nullcontext() if len(x) <= FEW_ROWS else multiplying_in_bfloat16():
                 return torch.mm(x.float(), ready.T, out=out)
         if x.is_cuda and x.dtype != torch.float32:
-            return torch.mm(x, ready.T, out_dtype=torch.float32)
+            return torch.mm(x, ready.T, out_dtype=torch.float32, out=out)
         return torch.mm(x, ready.T, out=out) if x.dtype == torch.float32 else F.linear(x, ready).float()
 
 

@@ -12,6 +12,7 @@ from tests.server.engine.sampling import make_adapter
 from tinkerlite_server.engine.base_model import BaseModel
 from tinkerlite_server.engine.catalog import build_catalog
 from tinkerlite_server.engine.lean_decoder import LeanDecoder
+from tinkerlite_server.engine.lean_functions import rms_norm, torch_rms_norm
 from tinkerlite_server.engine.lora import Adapter, LoraPair
 from tinkerlite_server.engine.products import FEWEST_PACKED, Product
 from tinkerlite_server.engine.protocols import AdapterConfig, EngineLimits
@@ -75,6 +76,21 @@ def test_gradients_of_every_factor_are_those_of_the_general_path(any_folder: Pat
         assert len(gradients[0]) == len(gradients[1]) > 20
         for mine, theirs in zip(*gradients, strict=True):
             assert float((mine - theirs).norm()) < 1e-5 * float(theirs.norm())
+
+
+def test_torch_s_norm_which_cuda_takes_is_ours() -> None:
+    generator = torch.Generator().manual_seed(0)
+    results: list[tuple[Tensor, ...]] = []
+    x, weight, grad = (
+        torch.randn(*shape, generator=generator) for shape in ((7, 3, 16), (3, 16), (7, 3, 16))
+    )
+    for norm in (rms_norm, torch_rms_norm):
+        leaf = x.clone().requires_grad_()
+        out = norm(leaf, weight, 1e-5, torch.float32)
+        out.backward(grad)
+        assert leaf.grad is not None
+        results.append((out.detach(), leaf.grad))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
 
 
 def test_in_bfloat16_it_is_as_near_to_fp32_as_the_general_path(any_folder: Path) -> None:
