@@ -10,6 +10,7 @@ name, with the reason.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import signal
 import sys
@@ -38,20 +39,20 @@ RESULTS = Path(__file__).parent / "results"
 
 TIMEOUT_SECONDS, QUICK_TIMEOUT_SECONDS = 1800.0, 120.0
 """Longest that one measurement may take before it is skipped."""
-GEMM_ROWS, QUICK_GEMM_ROWS = 1024, 256
-"""Largest batch of the floor's matrix products."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns an exit status."""
     given = _parser().parse_args(argv)
+    load = machine.load()  # before this adds to it
+    # What others are given, and the floor is measured on: everyone's numbers are of the processor.
+    os.environ["TINKERLITE_DEVICE"] = "cpu"
     # However it is ended, servers and engines end with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # In a pipe or a log there is no width to keep to.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(f"measuring the machine: matrix products and memory, at the shapes of {given.model} ...")
-    gemm = Work(tokens=QUICK_GEMM_ROWS if given.quick else GEMM_ROWS)
-    job = Job(function="benchmarks.floor:measure", model=given.model, work=gemm)
+    job = Job(function="benchmarks.floor:measure", model=given.model, work=Work())
     try:
         measured = measure.run(job, TIMEOUT_SECONDS)
     except Unavailable as error:
@@ -62,22 +63,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         "model": given.model,
         "quick": given.quick,
         **machine.describe(facts["dtype"], measured["threads"]),
+        "load_average": load,
         "environments": _environments(),
     }
     rows = [row for row in ROWS if not given.only or row.key in given.only]
     with _shared_server(given) as url, Workers() as workers:
         bench = Bench(replace(job, **facts, base_url=url, quick=given.quick), workers, console)
-        results = [bench.measure(row) for row in rows]
+        results = list(bench.measured(rows))
     rates = [Rates.from_measured(measured)]
-    if not given.quick:
+    complete = len(results) == len(rows) and not given.only
+    if complete and not given.quick:
         # A floor is the machine undisturbed, and a disturbance may have come and gone since the start.
         with suppress(Unavailable):
             rates.append(Rates.from_measured(measure.run(job, TIMEOUT_SECONDS)))
     floor = Floor.from_measured(measured, Rates.best(rates))
-    results = [bench.with_floor(row, result, floor) for row, result in zip(rows, results, strict=True)]
+    results = [bench.with_floor(row, result, floor) for row, result in zip(rows, results, strict=False)]
     print_table(results, console)
-    _write(given, {**context, "machine": asdict(floor.rates)}, results, console)
-    return 0
+    _write(given, {**context, "machine": asdict(floor.rates)}, results, console, complete=complete)
+    return 0 if len(results) == len(rows) else 130
 
 
 class Bench:
@@ -89,6 +92,14 @@ class Bench:
         self._workers = workers
         self._console = console
         self._outcomes: dict[Job, dict[str, Any] | Unavailable] = {}
+
+    def measured(self, rows: Sequence[Row]) -> Iterator[Result]:
+        """The results of rows, of fewer if it is interrupted: what took an hour is not lost."""
+        try:
+            for row in rows:
+                yield self.measure(row)
+        except KeyboardInterrupt:
+            self._console.print("interrupted; what has been measured is written")
 
     def measure(self, row: Row) -> Result:
         """Everyone's numbers for one row; whoever cannot be measured is skipped with the reason."""
@@ -179,12 +190,14 @@ def _write(
     context: dict[str, Any],
     results: Sequence[Result],
     console: Console,
+    *,
+    complete: bool,
 ) -> None:
-    """`DATE-KIND[-quick].json` and `.png`, and a copy as `latest`; `--only` leaves `latest` alone."""
+    """`DATE-KIND[-quick].json` and `.png`, and a copy as `latest`, unless rows are missing (`-only`)."""
     given.output.mkdir(parents=True, exist_ok=True)
     name = f"{context['date'][:10]}-{machine.kind(context)}"
     name += "-quick" if given.quick else ""
-    name += "-only" if given.only else ""
+    name += "" if complete else "-only"
     path = given.output / f"{name}.json"
     write_json(path, context, results)
     hardware = context["hardware"]
@@ -193,7 +206,7 @@ def _write(
         draw(results, caption, path.with_suffix(".png"))
     except ModuleNotFoundError as error:
         console.print(f"no figure: the package {error.name} is not installed")
-    if not given.only:
+    if complete:
         shutil.copyfile(path, given.output / "latest.json")
     console.print(f"written to {path}")
 

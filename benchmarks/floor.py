@@ -29,6 +29,8 @@ Shape = tuple[int, int]
 
 _WEIGHT_BYTES = 2**30
 """Most bytes of weights that a GEMM measurement holds: far beyond every cache, within every memory."""
+BATCHES = (16, 64, 256, 1024)
+"""Rows of the matrix products that are measured."""
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -71,7 +73,6 @@ class Floor:
     """The unembedding."""
     dtype: str
     rates: Rates
-    cores: int
 
     def pass_seconds(
         self,
@@ -102,9 +103,12 @@ class Floor:
         return _parameters([*self.body, self.head]) * _ITEM_BYTES[self.dtype]
 
     def rate(self, rows: int) -> float:
-        """GEMM rate at the measured batch size nearest to this one."""
+        """GEMM rate at the smallest measured batch that is no smaller than this one.
+
+        Few rows get the rate of the smallest batch: what bounds them is the reading of weights.
+        """
         rates = self.rates.gemm_flops[self.dtype]
-        return rates[min(rates, key=lambda measured: abs(math.log(measured / rows)))]
+        return rates[min((measured for measured in rates if measured >= rows), default=max(rates))]
 
     # ---- rows ----
 
@@ -131,10 +135,6 @@ class Floor:
     def rl_step(self, work: Work) -> float:
         """Sampling and training, one after the other."""
         return self._sample_seconds(work) + self._train_seconds(work)
-
-    def share_beside_a_busy_core(self, _work: Work) -> float:
-        """The other process takes one core."""
-        return 1 - 1 / self.cores if self.cores > 1 else 0.5
 
     def submission_milliseconds(self, work: Work) -> float:
         """Four arrays copied on their way out (tokens, and three of the loss), one on its way in."""
@@ -171,9 +171,7 @@ class Floor:
     def from_measured(cls, measured: Mapping[str, Any], rates: Rates) -> Floor:
         """The floor of the model in what `measure` returned."""
         body, head = measured["body"], measured["head"]
-        return cls(
-            [(i, o) for i, o in body], (head[0], head[1]), measured["dtype"], rates, measured["threads"]
-        )
+        return cls([(i, o) for i, o in body], (head[0], head[1]), measured["dtype"], rates)
 
 
 def _bare(work: Work) -> Work:
@@ -192,26 +190,25 @@ def _adapter_parameters(shapes: Sequence[Shape], rank: int) -> int:
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """The model's shapes and the machine's rates. Also where the weights are, and which dtype ours chooses.
-
-    `job.work.tokens` is the largest batch of the matrix products.
-    """
+    """The model's shapes and the machine's rates; where the weights are, and which dtype ours chooses."""
     import torch
 
     from tinkerlite_server.engine.catalog import resolve_device, resolve_dtype, resolve_folder
 
     folder = resolve_folder(job.model)
     body, head = linear_shapes(folder)
-    batches = [1, 8, 16, 64, job.work.tokens]
+    dtype = resolve_dtype("auto", resolve_device("auto"))
     return {
         "folder": str(folder),
-        "dtype": resolve_dtype("auto", resolve_device("auto")),
+        "dtype": dtype,
         "vocab_size": json.loads((folder / "config.json").read_text())["vocab_size"],
         "threads": torch.get_num_threads(),
         "body": body,
         "head": head,
         "read_bytes": read_bandwidth(),
-        "gemm_flops": {name: gemm_rates([*body, head], batches, name) for name in ("float32", "bfloat16")},
+        "gemm_flops": {
+            name: gemm_rates([*body, head], BATCHES, name) for name in {"float32", "bfloat16", dtype}
+        },
     }
 
 

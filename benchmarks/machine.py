@@ -1,4 +1,4 @@
-"""What a result says about where it was made: hardware, versions, load, commit."""
+"""What a result says about where it was made: hardware, versions, commit; and how busy it is."""
 
 from __future__ import annotations
 
@@ -32,12 +32,16 @@ def describe(dtype: str, threads: int) -> dict[str, Any]:
             "system": f"{platform.system()} {platform.release()}",
         },
         "versions": {"python": platform.python_version(), **_versions()},
-        "load_average": list(os.getloadavg()),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         "dtype": dtype,
     }
+
+
+def load() -> list[float]:
+    """Processes at work over the last one, five and fifteen minutes."""
+    return list(os.getloadavg())
 
 
 def kind(described: dict[str, Any]) -> str:

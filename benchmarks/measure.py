@@ -46,7 +46,11 @@ class Worker:
         Raises:
             Unavailable: a package or memory is missing, or it failed; the message says what happened.
         """
-        process, folder = self._started()
+        try:
+            process, folder = self._started()
+        except OSError as error:
+            self.close()
+            raise Unavailable(f"its interpreter does not start: {error}") from None
         process.send_signal(signal.SIGCONT)
         self._made += 1
         result, log = folder / f"result-{self._made}.json", folder / "log"

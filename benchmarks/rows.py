@@ -144,7 +144,6 @@ ROWS: tuple[Row, ...] = (
         quick=Work(prompt=16, tokens=8),
         ours=f"{_OURS}:sample_beside_a_busy_core",
         alternatives={"transformers generate": f"{_PEFT}:generate_beside_a_busy_core"},
-        floor=Floor.share_beside_a_busy_core,
     ),
     _throughput(
         "score",

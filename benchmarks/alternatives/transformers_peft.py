@@ -136,7 +136,7 @@ def _micro_batches(sequences: Sequence[Ids]) -> Iterator[NDArray[np.int64]]:
 def train(job: Job) -> Measured:
     """Tokens per second of importance sampling and AdamW through PEFT, and the process's peak memory."""
     _require_logits_memory(job)
-    model = _with_lora(_model(job), job.work.rank)
+    model = _with_lora(_model(job), job.work.rank, trains=True)
     optimizer = _optimizer(model)
 
     def once(repetition: int, work: Work = job.work) -> None:
@@ -156,7 +156,8 @@ def _update(model: Any, optimizer: torch.optim.Optimizer, examples: Sequence[Pol
             torch.stack([torch.from_numpy(getattr(example, name)) for example in batch])
             for name in ("tokens", "targets", "logprobs", "advantages")
         )
-        ratio = (_target_logprobs(model, tokens, targets) - logprobs).exp()
+        with _autocast(model):
+            ratio = (_target_logprobs(model, tokens, targets) - logprobs).exp()
         # Masked, as the exponent means nothing on given positions.
         (-torch.where(advantages != 0, ratio * advantages, 0.0).sum()).backward()
     optimizer.step()
@@ -166,15 +167,18 @@ def _update(model: Any, optimizer: torch.optim.Optimizer, examples: Sequence[Pol
 def rl_step(job: Job) -> Measured:
     """Seconds of one step: generate groups, score them for their logprobs, train on centred rewards."""
     _require_logits_memory(job)
-    student = _with_lora(_model(job), job.work.rank)
+    student = _with_lora(_model(job), job.work.rank, trains=True)
     optimizer = _optimizer(student)
 
     def once(repetition: int, work: Work = job.work) -> None:
-        sampled = [row.numpy() for row in _generate(student, work, work.draw(repetition, job.vocab_size))]
+        drawn = work.draw(repetition, job.vocab_size)
+        with _autocast(student):
+            sampled = [row.numpy() for row in _generate(student, work, drawn)]
+            scored = _score(student, sampled)
         rewards = np.array([ids[work.prompt] % 2 for ids in sampled], np.float32).reshape(-1, work.samples)
         centred = (rewards - rewards.mean(axis=1, keepdims=True)).ravel()
         examples: list[Policy] = []
-        for ids, own, advantage in zip(sampled, _score(student, sampled), centred, strict=True):
+        for ids, own, advantage in zip(sampled, scored, centred, strict=True):
             advantages = np.full(len(ids) - 1, advantage, np.float32)
             advantages[: work.prompt - 1] = 0.0
             examples.append(Policy(ids[:-1], ids[1:], own.numpy(), advantages))
@@ -190,12 +194,15 @@ def opd_step(job: Job) -> Measured:
     generate returns no logprobs here, so the student scores its own samples once more.
     """
     _require_logits_memory(job)
-    student, teacher = _with_lora(_model(job), job.work.rank), _model(job)
+    student, teacher = _with_lora(_model(job), job.work.rank, trains=True), _model(job)
     optimizer = _optimizer(student)
 
     def once(repetition: int, work: Work = job.work) -> None:
-        sampled = [row.numpy() for row in _generate(student, work, work.draw(repetition, job.vocab_size))]
-        student_logprobs, teacher_logprobs = _score(student, sampled), _score(teacher, sampled)
+        drawn = work.draw(repetition, job.vocab_size)
+        with _autocast(student):
+            sampled = [row.numpy() for row in _generate(student, work, drawn)]
+            student_logprobs = _score(student, sampled)
+        teacher_logprobs = _score(teacher, sampled)
         examples: list[Policy] = []
         for ids, own, graded in zip(sampled, student_logprobs, teacher_logprobs, strict=True):
             advantages = (graded - own).numpy()
@@ -261,14 +268,23 @@ def _model(job: Job) -> Any:
     return model
 
 
-def _with_lora(model: Any, rank: int) -> Any:
-    """Adapters where ours has them: on every linear layer, the unembedding included. Rank 0: none."""
+def _with_lora(model: Any, rank: int, *, trains: bool = False) -> Any:
+    """Adapters where ours has them: on every linear layer, the unembedding included. Rank 0: none.
+
+    Trained ones are fp32; their products are the model's dtype's, under `_autocast`.
+    """
     if not rank:
         return model
     from peft import LoraConfig, get_peft_model
 
     names = {path.rsplit(".", 1)[-1] for path, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=32, target_modules=sorted(names)))
+    config = LoraConfig(r=rank, lora_alpha=32, target_modules=sorted(names))
+    # Left to itself PEFT keeps factors in fp32, and multiplies in that.
+    return get_peft_model(model, config, autocast_adapter_dtype=trains)
+
+
+def _autocast(model: Any) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=model.dtype == torch.bfloat16)
 
 
 def _optimizer(model: Any) -> torch.optim.Optimizer:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.work import Job, Work
+from benchmarks.work import Job
 
 Measured = dict[str, list[float]]
 
@@ -83,7 +83,7 @@ def _steps(job: Job, prompts: int, make: Callable[..., Any]) -> Measured:
     texts = _texts(tokenizer, prompts * (job.repeats + 1), job.work.prompt)
     lora = LoraConfig(r=job.work.rank, lora_alpha=32, target_modules="all-linear")
     with TemporaryDirectory() as scratch:
-        common = _arguments(job.work, job.repeats + 1, scratch)
+        common = _arguments(job, job.repeats + 1, scratch)
         trainer = make(common, _model(job), lora, Dataset.from_dict({"prompt": texts}), tokenizer)
         clock = Clock()
         trainer.add_callback(clock)
@@ -91,15 +91,16 @@ def _steps(job: Job, prompts: int, make: Callable[..., Any]) -> Measured:
     return {"seconds": clock.seconds[1:]}
 
 
-def _arguments(work: Work, steps: int, folder: str) -> dict[str, Any]:
-    """What the two trainers have in common."""
+def _arguments(job: Job, steps: int, folder: str) -> dict[str, Any]:
+    """What the two trainers have in common. Adapters are fp32, their products the model's dtype's."""
+    work = job.work
     most = max(1, MICRO_BATCH_TOKENS // (work.prompt + work.tokens))
     # Batches are all of one size.
     size = max(each for each in range(1, most + 1) if work.sequences % each == 0)
     return {
         "output_dir": folder,
         "use_cpu": True,
-        "bf16": False,
+        "bf16": job.dtype == "bfloat16",
         "gradient_checkpointing": False,
         "per_device_train_batch_size": size,
         "gradient_accumulation_steps": work.sequences // size,

@@ -104,8 +104,7 @@ FLOOR = Floor(
     body=[(10, 10)],
     head=(5, 10),
     dtype="float32",
-    rates=Rates(gemm_flops={"float32": {1: 1000.0, 64: 2000.0}}, read_bytes=600.0),
-    cores=2,
+    rates=Rates(gemm_flops={"float32": {16: 1000.0, 64: 2000.0}}, read_bytes=600.0),
 )
 
 
@@ -118,6 +117,10 @@ def test_the_best_of_several_measurements_is_taken_rate_by_rate():
 def test_a_single_step_is_bound_by_reading_the_weights_and_a_batch_by_multiplying():
     assert FLOOR.pass_seconds(1, 1) == pytest.approx(150 * 4 / 600)  # 0.3 s of FLOP
     assert FLOOR.pass_seconds(64, 64) == pytest.approx(2 * 150 * 64 / 2000)
+
+
+def test_the_rate_is_that_of_the_next_larger_batch_and_beyond_all_of_the_largest():
+    assert [FLOOR.rate(rows) for rows in (1, 16, 17, 64, 65)] == [1000, 1000, 2000, 2000, 2000]
 
 
 def test_sampling_reads_a_prompt_without_the_unembedding_and_each_further_token_with_it():
@@ -145,11 +148,6 @@ def test_an_rl_step_samples_and_trains_and_does_not_score():
 
 def test_a_submission_copies_four_arrays_out_and_one_back():
     assert FLOOR.submission_milliseconds(Work(groups=3, tokens=100)) == pytest.approx(300 * 5 * 8 / 0.6)
-
-
-def test_a_busy_core_leaves_the_others():
-    assert FLOOR.share_beside_a_busy_core(Work()) == 0.5
-    assert replace(FLOOR, cores=4).share_beside_a_busy_core(Work()) == 0.75
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.key)
