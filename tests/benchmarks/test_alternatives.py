@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,10 +68,13 @@ def test_prompts_for_trl_are_texts_of_exactly_so_many_tokens(tmp_path: Path):
 
 @pytest.mark.parametrize("sequences", [1, 16, 60, 64])
 def test_trl_gets_batches_of_one_size_that_fit(sequences: int):
-    arguments = trl_trainers._arguments(Work(groups=sequences, prompt=64, tokens=128), 3, "")
+    job = Job(function="", model="", work=Work(groups=sequences, prompt=64, tokens=128))
+    arguments = trl_trainers._arguments(job, 3, "")
     size, count = (arguments[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps"))
     assert size * count == sequences
     assert size * (64 + 128) <= trl_trainers.MICRO_BATCH_TOKENS
+    assert not arguments["bf16"]
+    assert trl_trainers._arguments(replace(job, dtype="bfloat16"), 3, "")["bf16"]
 
 
 # ---- clients ----
