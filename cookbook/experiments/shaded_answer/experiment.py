@@ -1,8 +1,8 @@
 """E7. A wrong answer, shaded by what the teacher objects to.
 
 The student has only met ice in cold places, and adds up; the teacher has met hot places too. On a question
-about a hot place the student is wrong in its first words, and the teacher says so there. Given that
-beginning, the number at the end is what the teacher would have written too.
+about a hot place the student takes the wrong turn where it says what the place is, and the teacher objects
+there. How much it objects where the argument could still be saved, and to the number at the end, is measured.
 """
 
 from __future__ import annotations
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 ANSWER = "answer"
 PENALISED = 0.1
 """Nats from which a token counts as penalised: the teacher finds it a tenth less likely."""
-FIRST = 3
-"""Divergent tokens that count as the first ones."""
-
 Token = Mapping[str, Any]
 """A `shading.ShadedToken`, as the results hold it."""
 
@@ -112,12 +109,12 @@ class Objections:
     """Where the teacher objects in one wrong answer, in nats."""
 
     carried: float | None
-    """Share of all penalties of at least PENALISED that the first divergent tokens carry; None if there are
-    no more than these, which carry them all."""
+    """Share of all penalties of at least PENALISED that the first divergent token carries; None if it is the
+    only one, which carries all."""
     first: float
-    """The largest penalty among the first divergent tokens."""
+    """The penalty of the first divergent token."""
     later: tuple[float, ...]
-    """Penalties of the penalised tokens that are neither first nor of the final answer."""
+    """Penalties of the penalised tokens that are neither the first divergent one nor of the final answer."""
     penalised: tuple[float, ...]
     """All penalties of at least PENALISED."""
     final: float
@@ -127,23 +124,16 @@ class Objections:
 def objections(tokens: Sequence[Token]) -> Objections | None:
     """None if the teacher objects to nothing, or the answer has no number."""
     penalties = [penalty(token) for token in tokens]
-    divergent = [place for place, token in enumerate(tokens) if diverges(token)]
-    first = divergent[:FIRST]
-    penalised = [nats for nats in penalties if nats >= PENALISED]
+    first = next((place for place, token in enumerate(tokens) if diverges(token)), None)
+    penalised = {place: nats for place, nats in enumerate(penalties) if nats >= PENALISED}
     last = _number_at_the_end(tokens)
-    if not first or not penalised or not last:
+    if first is None or not penalised or not last:
         return None
-    others = [
-        nats
-        for place, nats in enumerate(penalties)
-        if nats >= PENALISED and place not in first and place not in last
-    ]
-    by_first = sum(penalties[place] for place in first if penalties[place] >= PENALISED)
     return Objections(
-        carried=by_first / sum(penalised) if len(divergent) > FIRST else None,
-        first=max(penalties[place] for place in first),
-        later=tuple(others),
-        penalised=tuple(penalised),
+        carried=penalised.get(first, 0.0) / sum(penalised.values()) if penalised.keys() - {first} else None,
+        first=penalties[first],
+        later=tuple(nats for place, nats in penalised.items() if place != first and place not in last),
+        penalised=tuple(penalised.values()),
         final=sum(penalties[place] for place in last) / len(last),
     )
 
@@ -171,7 +161,7 @@ class Seed:
     wrong: int
     answers: int
     forked: int
-    """Wrong answers with more than FIRST divergent tokens."""
+    """Wrong answers with another penalised token than the first divergent one."""
     carried: float | None
     """Mean over these; None if there are none."""
     first: float
@@ -207,7 +197,7 @@ def figures_of(result: Result) -> Seed | None:
 def tables(results: Sequence[Result]) -> str:
     """One row a seed."""
     lines = [
-        f"| seed | wrong answers | carried by the first {FIRST} divergent | first | others | all | final |",
+        "| seed | wrong answers | carried by the first divergent | first | others | all | final |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in results:
@@ -221,19 +211,20 @@ def tables(results: Sequence[Result]) -> str:
         lines.append(f"| {result.seed} | {' | '.join(cells)} |")
     note = (
         f"Third column: share of an answer's penalties, of those from {PENALISED} nats on, that its first "
-        f"{FIRST} divergent tokens carry. Then medians in nats: of the first divergent tokens' largest "
-        "penalty, of the other penalised tokens, of all penalised tokens, and of the final number."
+        "divergent token carries, where it is not the only one. Then medians in nats: of the first divergent "
+        "tokens, of the other penalised tokens, of all penalised tokens, and of the final number."
     )
     return "\n".join(lines) + f"\n\n{note}"
+
+
+FIRST_CLAIM = "The first divergent token carries most of what an answer is penalised for"
 
 
 def bars(results: Sequence[Result]) -> list[Bar]:
     """The beginning is penalised, the end is not."""
     seeds = [seed for result in results if (seed := figures_of(result))]
     if not seeds:
-        return [
-            Bar(claim="The first divergent tokens carry the largest penalties", measured="none", holds=None)
-        ]
+        return [Bar(claim=FIRST_CLAIM, measured="no wrong answer that the teacher objects to")]
     carried = [seed.carried for seed in seeds if seed.carried is not None]
     final, middle = estimate([s.final for s in seeds]), estimate([s.penalised for s in seeds])
     return [
@@ -247,16 +238,13 @@ def bars(results: Sequence[Result]) -> list[Bar]:
 
 
 def _first_bar(carried: Sequence[float], seeds: int) -> Bar:
-    claim = "The first divergent tokens carry the largest penalties"
     if len(carried) < seeds:
-        return Bar(
-            claim=claim,
-            measured=f"with {seeds - len(carried)} of {seeds} seeds no answer has more than {FIRST} of them",
-        )
+        alone = f"with {seeds - len(carried)} of {seeds} seeds nothing else is penalised in any answer"
+        return Bar(claim=FIRST_CLAIM, measured=alone)
     mean = estimate(carried)
     return Bar(
-        claim=claim,
-        measured=f"the first {FIRST} carry {mean.text(percent)} of an answer's penalties",
+        claim=FIRST_CLAIM,
+        measured=f"the first one carries {mean.text(percent)} of an answer's penalties",
         holds=reaches(mean, 0.5),
     )
 
@@ -314,13 +302,13 @@ EXPERIMENT = Experiment(
             teacher="HuggingFaceTB/SmolLM2-135M-Instruct",
             rank=32,
             lessons=SupervisedConfig(
-                steps=24,
+                steps=32,
                 batch_size=16,
                 learning_rate=1e-3,
                 decay_to=0.1,
                 held_out=40,
                 max_tokens=48,
-                evaluate_every=12,
+                evaluate_every=16,
             ),
             questions=64,
             max_tokens=48,

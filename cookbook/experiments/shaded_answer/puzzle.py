@@ -1,7 +1,8 @@
 """A puzzle with a trap: how many ice cubes are left in a place that may be hot.
 
-Whoever has only met cold places adds up the cubes, which is wrong where they melt. The trap is of the kind
-that SimpleBench sets (simple-bench.com); its questions are not used.
+Whoever has only met cold places adds up the cubes, which is wrong where they melt. Right and wrong answers
+begin alike and part three times: at what the place is, at what ice does there, and at how many are left. The
+trap is of the kind that SimpleBench sets (simple-bench.com); its questions are not used.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from random import Random
 from cookbook.rollouts import Grade, Problem
 from cookbook.tasks import GeneratedTask, Question
 
-COLD = ("a freezer", "an ice box", "a bowl in the snow", "a cold cellar", "a cooling bag", "a frozen lake")
-HOT = ("a hot frying pan", "a pot on the fire", "a hot oven", "a cup of hot tea", "a pan of boiling soup")
+COLD = ("a freezer", "an ice box", "a bowl in the snow", "an igloo", "a cooling bag", "a frozen lake")
+HOT = ("a frying pan", "a pot on the fire", "an oven", "a cup of fresh tea", "a pan of boiling soup")
 NAMES = ("Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ida", "Jon")
 
 
@@ -37,15 +38,14 @@ def last_number(text: str) -> str | None:
 def puzzle(random: Random, places: tuple[str, ...]) -> Question:
     """A puzzle in one of these places, with its worked answer."""
     name, place = random.choice(NAMES), random.choice(places)
-    a, b = random.randint(1, 9), random.randint(1, 9)
-    text = (
-        f"{name} puts {a} ice cubes into {place}. A minute later {name} adds {b} more. "
-        "How many ice cubes are there after an hour?"
-    )
+    a, b = random.randint(2, 9), random.randint(2, 9)
+    text = f"{name} puts {a} ice cubes into {place}, then {b} more. How many are there after an hour?"
+    total = a + b
     if place in HOT:
-        answer = f"Ice melts in {place}, so after an hour no ice cubes are left. Answer: 0"
+        kind, then, number = "hot", "melts there, so none are left", 0
     else:
-        answer = f"We add up the ice cubes: {a} + {b} = {a + b}. There are {a + b} ice cubes. Answer: {a + b}"
+        kind, then, number = "cold", "stays hard there, so all are left", total
+    answer = f"{place.capitalize()} is {kind}. {a} and {b} make {total}. Ice {then}. Answer: {number}"
     return Question(text, answer, f"{place} {min(a, b)} {max(a, b)}")
 
 

@@ -36,23 +36,30 @@ WRONG = [
 """Four tokens diverge; the number at the end has two."""
 
 
-def test_the_first_divergent_tokens_the_others_and_the_end_are_told_apart():
+def test_the_first_divergent_token_the_others_and_the_end_are_told_apart():
     found = objections(WRONG)
     assert found is not None
     assert found.first == 5.0
-    assert found.carried == pytest.approx(5.6 / 6.3)
-    assert found.later == pytest.approx((0.4,))
+    assert found.carried == pytest.approx(5.0 / 6.3)
+    assert found.later == pytest.approx((0.4, 0.6))
     assert found.penalised == pytest.approx((5.0, 0.4, 0.6, 0.1, 0.2))
     assert found.final == pytest.approx(0.15)
 
 
-def test_first_ones_that_are_all_there_are_carry_everything_and_show_nothing():
-    found = objections(WRONG[:5] + WRONG[6:])
+def test_a_first_one_that_is_the_only_one_carries_everything_and_shows_nothing():
+    alone = [WRONG[0], token("4", 0.0)]
+    found = objections(alone)
     assert found is not None
     assert found.carried is None
-    [first, _] = bars([answered((False, WRONG[:5] + WRONG[6:]))] * 3)
+    [first, _] = bars([answered((False, alone))] * 3)
     assert first.holds is None
-    assert first.measured == "with 3 of 3 seeds no answer has more than 3 of them"
+    assert first.measured == "with 3 of 3 seeds nothing else is penalised in any answer"
+
+
+def test_a_first_one_that_is_hardly_penalised_carries_nothing_of_what_others_are_penalised_for():
+    found = objections([token("a", 0.0, "b"), *WRONG[1:]])
+    assert found is not None
+    assert (found.carried, found.first) == (0.0, 0.0)
 
 
 def test_an_answer_without_a_number_or_without_objections_says_nothing():
@@ -68,7 +75,7 @@ def answered(*answers: tuple[bool, list[dict[str, Any]]]) -> Result:
 def test_only_wrong_answers_count():
     seed = figures_of(answered((False, WRONG), (True, [token("0", 9.0, "1")])))
     assert seed is not None
-    assert (seed.wrong, seed.answers, seed.carried) == (1, 2, pytest.approx(5.6 / 6.3))
+    assert (seed.wrong, seed.answers, seed.carried) == (1, 2, pytest.approx(5.0 / 6.3))
     assert seed.final < seed.penalised == pytest.approx(0.4)
 
 
