@@ -7,12 +7,40 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import clients
-from benchmarks.alternatives import skyrl_server, trl_trainers, vllm_cpu
+from benchmarks.alternatives import skyrl_server, transformers_peft, trl_trainers, vllm_cpu
 from benchmarks.busy_core import busy_core
 from benchmarks.work import Job, Work
 from tests.tiny import make_tiny_model
+
+# ---- transformers and PEFT ----
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "name", ["generate", "sample_turns", "score", "train", "rl_step", "opd_step", "request"]
+)
+def test_every_measurement_of_transformers_runs_in_either_dtype(name: str, dtype: str, tmp_path: Path):
+    folder = str(make_tiny_model(tmp_path / "model", tie_embeddings=False))
+    rank = 4 if name in ("generate", "train", "rl_step", "opd_step") else 0
+    samples = 1 if name == "sample_turns" else 2
+    work = Work(groups=2, samples=samples, prompt=5, tokens=4, turns=2, rank=rank)
+    job = Job(function="", model=folder, folder=folder, dtype=dtype, vocab_size=300, work=work, repeats=2)
+    for values in getattr(transformers_peft, name)(job).values():
+        assert all(value > 0 for value in values)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_peft_multiplies_with_factors_of_the_model_s_dtype_and_trains_masters(tmp_path: Path):
+    folder = str(make_tiny_model(tmp_path / "model", tie_embeddings=False))
+    job = Job(function="", model=folder, folder=folder, dtype="bfloat16", work=Work())
+    for trains, dtype in ((False, torch.bfloat16), (True, torch.float32)):
+        model = transformers_peft._with_lora(transformers_peft._model(job), 4, trains=trains)
+        assert {p.dtype for name, p in model.named_parameters() if "lora_" in name} == {dtype}
+
 
 # ---- vLLM ----
 
