@@ -313,16 +313,16 @@ EXPERIMENT = Experiment(
             rank=32,
             teacher=SupervisedConfig(steps=12, batch_size=32, evaluate_every=12, max_tokens=8),
             byte_teacher=SupervisedConfig(
-                steps=1000, batch_size=32, evaluate_every=500, max_tokens=8, learning_rate=2e-3
+                steps=600, batch_size=32, evaluate_every=600, max_tokens=8, learning_rate=2e-3
             ),
             examples=8,
             student=TrainConfig(
-                steps=12,
-                prompts_per_step=24,
-                group_size=4,
+                steps=6,
+                prompts_per_step=12,
+                group_size=8,
                 max_tokens=8,
-                evaluate_every=6,
-                held_out=150,
+                evaluate_every=3,
+                held_out=100,
                 # What collapses is a result here.
                 stop_when_collapsed=False,
             ),
