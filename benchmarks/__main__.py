@@ -70,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _shared_server(given) as url, Workers() as workers:
         bench = Bench(replace(job, **facts, base_url=url, quick=given.quick), workers, console)
         results = list(bench.measured(rows))
+    if not results:
+        return 130
     rates = [Rates.from_measured(measured)]
     complete = len(results) == len(rows) and not given.only
     if complete and not given.quick:
@@ -99,7 +101,7 @@ class Bench:
             for row in rows:
                 yield self.measure(row)
         except KeyboardInterrupt:
-            self._console.print("interrupted; what has been measured is written")
+            self._console.print("interrupted")
 
     def measure(self, row: Row) -> Result:
         """Everyone's numbers for one row; whoever cannot be measured is skipped with the reason."""

@@ -137,8 +137,9 @@ def train(
     """
     rows = list(earlier)
     problems = islice(task.training_problems(config.seed), len(rows) * config.prompts_per_step, None)
-    start = None if earlier else start
-    measure = measure or accuracy_measure(task, renderer, config.held_out, config.max_tokens, start)
+    measure = measure or accuracy_measure(
+        task, renderer, config.held_out, config.max_tokens, None if earlier else start
+    )
     for step in range(len(rows), config.steps + 1):
         checkpoint(step)
         is_last = step == config.steps

@@ -79,7 +79,9 @@ def train_supervised(
         config,
         student,
         (renderer.training_example(with_answer(problem)) for problem in problems),
-        measure=accuracy_measure(task, renderer, config.held_out, config.max_tokens, start),
+        measure=accuracy_measure(
+            task, renderer, config.held_out, config.max_tokens, None if earlier else start
+        ),
         record=record,
         earlier=earlier,
         checkpoint=checkpoint,

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from benchmarks.__main__ import Bench
 from benchmarks.floor import Floor, Rates
+from benchmarks.homes import Workers
 from benchmarks.report import Result, print_table, write_json
-from benchmarks.rows import ROWS
-from benchmarks.work import Work, policy
+from benchmarks.rows import ROWS, Row
+from benchmarks.work import Job, Work, policy
 
 THROUGHPUT = Result(
     key="score",
@@ -162,3 +164,14 @@ def test_every_row_names_functions_that_exist_and_sizes_in_its_title(row):
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.key)
 def test_every_row_compares_us_with_somebody_else_or_with_the_floor(row):
     assert row.alternatives or row.floor or row.key == "request-overhead"
+
+
+def test_what_was_measured_before_an_interruption_is_kept(monkeypatch: pytest.MonkeyPatch):
+    def measure(_: Bench, row: Row) -> Result:
+        if row is ROWS[2]:
+            raise KeyboardInterrupt
+        return replace(THROUGHPUT, key=row.key)
+
+    monkeypatch.setattr(Bench, "measure", measure)
+    bench = Bench(Job(function="", model="", work=Work()), Workers(), Console(quiet=True))
+    assert [result.key for result in bench.measured(ROWS)] == [row.key for row in ROWS[:2]]
