@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 
 from tinkerlite.chunking import combine_outputs, split_into_chunks
 from tinkerlite.compression import compressed
 from tinkerlite.connection import Connection
-from tinkerlite.errors import APIConnectionError, APIStatusError
+from tinkerlite.errors import APIConnectionError, APIStatusError, InvalidDatum, InvalidInput
 from tinkerlite.json_form import forward_backward_to_json
 from tinkerlite.ordering import Turn, is_unread
 from tinkerlite.progress import ProgressClock
@@ -58,6 +59,10 @@ def pack(
     """Cut a batch by the server's limits and encode it, in the caller's thread.
 
     What the caller does to the arrays afterwards does not reach the server.
+
+    Raises:
+        InvalidDatum: a number that is no token id.
+        WireError: a chunk of a kind that no request to train can carry.
     """
     if not connection.speaks_protobuf:  # JSON is made when it is sent
         data = snapshot(data)
@@ -74,7 +79,14 @@ def pack(
         )
         for chunk in chunks
     ]
-    return [PackedChunk(request, forward_backward_parts(request)) for request in requests]
+    firsts = accumulate([len(request.data) for request in requests], initial=0)
+    try:
+        return [
+            PackedChunk(request, forward_backward_parts(request, first))
+            for request, first in zip(requests, firsts, strict=False)
+        ]
+    except InvalidInput as error:
+        raise InvalidDatum(str(error)) from None
 
 
 async def send_batch(

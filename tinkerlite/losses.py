@@ -23,8 +23,7 @@ from tinkerlite.types import (
     ModelInput,
     TensorData,
 )
-
-MAX_TOKEN_ID = 2**31 - 1
+from tinkerlite.types.inputs import MAX_TOKEN_ID
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ LOSS_SCHEMAS: Mapping[str, LossSchema] = {
 def check_data(
     data: Sequence[Datum], loss_fn: str, loss_fn_config: Mapping[str, float | str] | None = None
 ) -> None:
-    """Everything that can be known to be wrong on this side.
+    """Everything that can be known to be wrong on this side, but for token ids: who encodes them sees those.
 
     Raises:
         InvalidDatum: naming the datum's index and the field.
@@ -75,7 +74,9 @@ def check_data(
             raise InvalidRequest(f"loss_fn_config[{name!r}] is {value}; it must be finite")
     schema = LOSS_SCHEMAS.get(loss_fn)
     for index, datum in enumerate(data):
-        length = _check_model_input(datum.model_input, f"data[{index}].model_input")
+        length = _length(datum.model_input)
+        if length == 0:
+            raise InvalidDatum(f"data[{index}].model_input is empty; a model needs at least one token")
         if schema is not None:
             _check_inputs(datum, length, loss_fn, schema, f"data[{index}].loss_fn_inputs")
 
@@ -105,35 +106,26 @@ def check_prompt(prompt: object) -> int | None:
     """
     if not isinstance(prompt, ModelInput):
         raise InvalidInput(f"prompt is of type {type(prompt).__name__}; use ModelInput.from_ints(tokens)")
-    try:
-        return _check_model_input(prompt, "prompt")
-    except InvalidDatum as error:
-        raise InvalidInput(str(error)) from None
-
-
-def _check_model_input(model_input: ModelInput, where: str) -> int | None:
-    """The number of tokens, or None where only the server knows it (images)."""
-    length: int | None = 0
-    for number, chunk in enumerate(model_input.chunks):
+    for number, chunk in enumerate(prompt.chunks):
         if isinstance(chunk, EncodedTextChunk):
-            _check_token_ids(chunk, where, number)
-        tokens = (
-            chunk.expected_tokens if isinstance(chunk, ImageChunk | ImageAssetPointerChunk) else chunk.length
-        )
-        length = None if tokens is None or length is None else length + tokens
+            chunk.checked_ids(f"prompt.chunks[{number}]")
+    length = _length(prompt)
     if length == 0:
-        raise InvalidDatum(f"{where} is empty; a model needs at least one token")
+        raise InvalidInput("prompt is empty; a model needs at least one token")
     return length
 
 
-def _check_token_ids(chunk: EncodedTextChunk, where: str, number: int) -> None:
-    try:
-        ids = chunk.to_numpy()
-    except InvalidInput as error:
-        raise InvalidDatum(f"{where}.chunks[{number}]: {error}") from None
-    if ids.size and (ids.min() < 0 or ids.max() > MAX_TOKEN_ID):
-        bad = int(np.argmax((ids < 0) | (ids > MAX_TOKEN_ID)))
-        raise InvalidDatum(f"{where}.chunks[{number}]: token {bad} is {ids[bad]}, which is no token id")
+def _length(model_input: ModelInput) -> int | None:
+    """The number of tokens, or None where only the server knows it (images)."""
+    length = 0
+    for chunk in model_input.chunks:
+        tokens = (
+            chunk.expected_tokens if isinstance(chunk, ImageChunk | ImageAssetPointerChunk) else chunk.length
+        )
+        if tokens is None:
+            return None
+        length += tokens
+    return length
 
 
 def _check_inputs(datum: Datum, length: int | None, loss_fn: str, schema: LossSchema, where: str) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from tinkerlite.errors import APIResponseValidationError, CapabilityError, InvalidRequest
-from tinkerlite.losses import MAX_TOKEN_ID
 from tinkerlite.types import EMPTY_SLOT_LOGPROB, SampleResponse, SupportedModel, TensorData, TopkLogprobs
+from tinkerlite.types.inputs import MAX_TOKEN_ID
 
 Body = Mapping[str, Any]
 """A sample request as it is sent."""

@@ -71,6 +71,26 @@ def test_tokens_of_an_array_read_as_a_list_would():
         tokens[0] = 1  # type: ignore[index]
 
 
+@pytest.mark.parametrize("ids", [[3, 1], (3, 1), [np.int64(3), True], [3.0, 1], np.array([3, 1])])
+def test_whatever_holds_whole_numbers_makes_an_input(ids: Any):
+    prompt = types.ModelInput.from_ints(ids)
+    assert [(token, type(token)) for token in prompt.to_ints()] == [(3, int), (1, int)]
+    assert prompt == types.ModelInput(chunks=[types.EncodedTextChunk(tokens=[3, 1])])
+
+
+@pytest.mark.parametrize("bad", [[1.5], ["a"], ["12"], [[1, 2]], [None], "12"])
+def test_what_holds_anything_else_is_refused(bad: Any):
+    with pytest.raises(ValidationError):
+        types.ModelInput.from_ints(bad)
+
+
+def test_what_happens_to_a_list_later_does_not_reach_the_input_made_of_it():
+    ids = [1, 2, 3]
+    prompt = types.ModelInput.from_ints(ids)
+    ids[0] = 9
+    assert prompt.to_ints() == [1, 2, 3]
+
+
 def test_what_happens_to_an_array_later_does_not_reach_the_input_made_of_it():
     array = np.array([1, 2, 3])
     prompt = types.ModelInput.from_ints(array)

@@ -99,18 +99,9 @@ def test_a_complaint_names_the_datum_and_the_field(loss_fn: str, inputs: dict[st
     assert complaint in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "complaint"),
-    [
-        ([], "data[0].model_input is empty"),
-        ([5, -1], "data[0].model_input.chunks[0]: token 1 is -1, which is no token id"),
-        ([2**31], "token 0 is 2147483648"),
-    ],
-)
-def test_an_input_has_tokens_and_they_are_token_ids(tokens: Any, complaint: str):
-    with pytest.raises(InvalidDatum) as caught:
-        check_data([datum(tokens, target_tokens=[1])], "cross_entropy")
-    assert complaint in str(caught.value)
+def test_an_input_has_tokens():
+    with pytest.raises(InvalidDatum, match=r"data\[0\].model_input is empty"):
+        check_data([datum([], target_tokens=[1])], "cross_entropy")
 
 
 def test_an_image_of_unknown_length_leaves_the_lengths_to_the_server():

@@ -208,6 +208,28 @@ def test_what_json_cannot_say_is_refused_at_once_and_uses_no_number_up(
     assert arrivals(server) == [("optim_step", 1)]
 
 
+@pytest.mark.parametrize(
+    ("tokens", "complaint"),
+    [
+        ([5, -1], "token 1 is -1, which is"),
+        ([2**31], "token 0 is 2147483648, which is"),
+        ([2**70], "a number as large as 1180"),
+    ],
+)
+def test_a_number_that_is_no_token_id_is_refused_at_once_by_its_place_in_the_whole_batch(
+    server: ScriptedServer, tokens: list[int], complaint: str
+):
+    server.script("client/config", Answer(body={"fwdbwd_max_chunk_len": 2}))
+    with tinkerlite.ServiceClient(base_url=server.url, config=HASTY) as service:
+        training = service.create_lora_training_client("tiny")
+        bad = Datum(ModelInput.from_ints(tokens), {"target_tokens": [1] * len(tokens)})
+        with pytest.raises(errors.InvalidDatum) as caught:
+            training.forward_backward([datum(1, 2), datum(1, 2), datum(1, 2), bad], "cross_entropy")
+        training.optim_step(STEP).result()
+    assert str(caught.value).startswith(f"data[3].model_input.chunks[0]: {complaint}")
+    assert arrivals(server) == [("optim_step", 1)]
+
+
 def test_a_batch_refused_halfway_says_that_its_first_half_counts(server: ScriptedServer):
     server.script("client/config", Answer(body={"fwdbwd_max_chunk_len": 1}))
     with tinkerlite.ServiceClient(base_url=server.url, config=HASTY) as service:

@@ -9,6 +9,7 @@ import struct
 import numpy as np
 import pytest
 
+from tinkerlite.errors import InvalidInput
 from tinkerlite.types import (
     Datum,
     ForwardBackwardOutput,
@@ -179,7 +180,7 @@ def test_a_body_in_parts_reads_as_one_message_of_all_its_datums():
 
 @pytest.mark.parametrize("tokens", [[-1], [2**31]])
 def test_token_ids_that_do_not_fit_are_refused_with_their_place(tokens: list[int]):
-    with pytest.raises(WireError, match=r"data\[0\]\.model_input\[0\]"):
+    with pytest.raises(InvalidInput, match=r"data\[0\]\.model_input\.chunks\[0\]: token 0"):
         encode_forward_backward_request(request([Datum(ModelInput.from_ints(tokens))]))
 
 

@@ -55,13 +55,6 @@ def _array(data: bytes, dtype: np.dtype[Any], field: str) -> NDArray[Any]:
     return np.frombuffer(data, dtype=dtype)
 
 
-def _token_bytes(chunk: EncodedTextChunk, field: str) -> bytes:
-    ids = chunk.to_numpy()
-    if ids.size and (ids.min() < 0 or ids.max() > _INT32_MAX):
-        raise WireError(f"{field}: token ids must lie in 0..{_INT32_MAX}")
-    return ids.astype(INT32).tobytes()
-
-
 def _encode_tensor(tensor: TensorData, message: pb.Tensor) -> None:
     message.dtype = pb.DTYPE_INT64 if tensor.dtype == "int64" else pb.DTYPE_FLOAT32
     message.shape.extend(tensor.shape)
@@ -208,11 +201,17 @@ def encode_forward_backward_request(request: ForwardBackwardRequest) -> bytes:
     return b"".join(forward_backward_parts(request))
 
 
-def forward_backward_parts(request: ForwardBackwardRequest) -> list[bytes]:
+def forward_backward_parts(request: ForwardBackwardRequest, first: int = 0) -> list[bytes]:
     """The same body in parts, to be put one behind the other, and behind or before parts of the same request.
+
+    Complaints count the datums from `first` on.
 
     Protobuf messages that follow each other read as their union. Here each datum is one, small enough for
     its memory to serve the next: as one message, megabytes would be copied through fresh memory twice more.
+
+    Raises:
+        InvalidInput: a number that is no token id.
+        WireError: a chunk of a kind that no request to train can carry.
     """
     head = pb.ForwardBackwardRequest(
         model_id=request.model_id,
@@ -228,11 +227,11 @@ def forward_backward_parts(request: ForwardBackwardRequest) -> list[bytes]:
             head.loss_fn_config[name] = value
             head.loss_fn_config_v2[name].number = value
     parts = [head.SerializeToString()]
-    for index, datum in enumerate(request.data):
+    for index, datum in enumerate(request.data, first):
         message = pb.ForwardBackwardRequest()
         encoded = message.data.add()
         for number, chunk in enumerate(datum.model_input.chunks):
-            _encode_chunk(chunk, encoded.model_input.add(), f"data[{index}].model_input[{number}]")
+            _encode_chunk(chunk, encoded.model_input.add(), f"data[{index}].model_input.chunks[{number}]")
         for name, tensor in datum.loss_fn_inputs.items():
             _encode_tensor(tensor, encoded.loss_fn_inputs[name])
         encoded.model_input_spans.extend(map(_span, datum.model_input_spans or ()))
@@ -258,7 +257,7 @@ def _encode_chunk(chunk: ModelInputChunk, message: pb.Chunk, field: str) -> None
     elif isinstance(chunk, ImageAssetPointerChunk):
         raise WireError(f"{field} points to an image; a request to train has the image itself")
     else:
-        message.encoded_text.tokens = _token_bytes(chunk, field)
+        message.encoded_text.tokens = chunk.checked_ids(field).astype(INT32).tobytes()
 
 
 def decode_forward_backward_request(body: bytes) -> ForwardBackwardRequest:
