@@ -55,7 +55,7 @@ class Setup:
     rank: int = 32
     """Rank of a fresh LoRA adapter; 0 trains all weights instead, at about a tenth of the learning rate."""
     task: str = "sums"
-    """One of number-words, larger, largest, sums, sort-letters."""
+    """One of number-words, number-lists, larger, largest, sums, sort-letters."""
     renderer: str = "chatml"
     """Layout of prompts: chatml (no system line), or template (the model's own)."""
 

@@ -138,6 +138,12 @@ def _number_words(random: Random) -> Question:
     return Question(f"In digits: {number_in_words(number)}", str(number), str(number))
 
 
+def _number_lists(random: Random) -> Question:
+    numbers = random.sample(range(100, 1000), 6)
+    words = ", ".join(map(number_in_words, numbers))
+    return Question(f"In digits: {words}", ", ".join(map(str, numbers)), str(sorted(numbers)))
+
+
 def _largest(count: int) -> Callable[[Random], Question]:
     def draw(random: Random) -> Question:
         numbers = random.sample(range(10, 100), count)
@@ -161,6 +167,7 @@ TASKS: dict[str, GeneratedTask] = {
     task.name: task
     for task in (
         GeneratedTask(name="number-words", draw=_number_words),
+        GeneratedTask(name="number-lists", draw=_number_lists),
         GeneratedTask(name="larger", draw=_largest(2)),
         GeneratedTask(name="largest", draw=_largest(4)),
         GeneratedTask(name="sums", draw=_sums),

@@ -97,7 +97,7 @@ def test_help_reads_the_idea_the_command_and_every_option(
 
 
 def test_an_unknown_task_is_answered_with_those_that_exist(tiny_folder: Path, tmp_path: Path):
-    with pytest.raises(SystemExit, match="unknown task 'poetry'; choose one of number-words, larger"):
+    with pytest.raises(SystemExit, match="unknown task 'poetry'; choose one of number-words, number-lists"):
         sft.main(arguments(tiny_folder, tmp_path, "--task", "poetry"))
 
 

@@ -78,6 +78,9 @@ def test_answers_are_right():
     for problem in first("number-words", 0, 50):
         words = problem.messages[-1]["content"].removeprefix("In digits: ")
         assert number_in_words(int(problem.answer)) == words
+    for problem in first("number-lists", 0, 50):
+        words = problem.messages[-1]["content"].removeprefix("In digits: ").split(", ")
+        assert [number_in_words(int(number)) for number in problem.answer.split(", ")] == words
 
 
 @pytest.mark.parametrize(

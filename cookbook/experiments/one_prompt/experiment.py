@@ -257,8 +257,8 @@ SMOKE = TrainConfig(
 SMALL = TrainConfig(
     steps=20,
     prompts_per_step=1,
-    group_size=128,
-    max_tokens=8,
+    group_size=64,
+    max_tokens=40,
     evaluate_every=4,
     learning_rate=5e-4,
     stop_when_collapsed=False,
@@ -296,13 +296,13 @@ EXPERIMENT = Experiment(
         ),
         "small": OnePromptSetting(
             model="HuggingFaceTB/SmolLM2-135M-Instruct",
-            task="number-words",
+            task="number-lists",
             longest=0,
-            examination=Examination(problems=200, samples=0, max_tokens=8),
+            examination=Examination(problems=100, samples=0, max_tokens=40),
             rank=32,
             teacher=SupervisedConfig(steps=5, batch_size=32, evaluate_every=5),
             one=SMALL,
-            many=replace(SMALL, prompts_per_step=32, group_size=4),
+            many=replace(SMALL, prompts_per_step=16, group_size=4),
             kl_clip=5.0,
         ),
         "full": OnePromptSetting(
