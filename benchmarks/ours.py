@@ -1,5 +1,7 @@
 """What we take, over HTTP on loopback: the server is a process of its own, and so is this client.
 
+Some work is also done in process, as `local://` does it.
+
 Every function takes a job and returns numbers by metric, one a repetition.
 """
 
@@ -45,6 +47,11 @@ def _service(job: Job) -> Iterator[ServiceClient]:
             yield service
 
 
+def _in_process(job: Job) -> Job:
+    """The same, without a port and a second process."""
+    return replace(job, base_url=f"local://{job.model}")
+
+
 def _sampler(service: ServiceClient, job: Job) -> SamplingClient:
     if not job.work.rank:
         return service.create_sampling_client(base_model=job.model)
@@ -65,6 +72,11 @@ def _rates(tokens: int, seconds: Sequence[float]) -> list[float]:
 def sample(job: Job) -> Measured:
     """Sampled tokens per second; all prompts are sent at once, and logprobs come with the tokens."""
     return _sampled(job, [job.work.tokens] * job.work.groups, [job.work.prompt] * job.work.groups)
+
+
+def sample_in_process(job: Job) -> Measured:
+    """The same in process."""
+    return sample(_in_process(job))
 
 
 def sample_mixed(job: Job) -> Measured:
@@ -145,6 +157,11 @@ def score(job: Job) -> Measured:
         return {"tokens_per_second": _rates(job.work.total_tokens, timed(once, job.repeats))}
 
 
+def score_in_process(job: Job) -> Measured:
+    """The same in process."""
+    return score(_in_process(job))
+
+
 def score_unshared(job: Job) -> Measured:
     """Sequences of the same lengths that have nothing in common."""
     return score(replace(job, work=job.work.unshared()))
@@ -175,6 +192,11 @@ def train_shared(job: Job) -> Measured:
 
         once(0, job.warm_up)
         return {"tokens_per_second": _rates(job.work.total_tokens, timed(once, job.repeats))}
+
+
+def train_in_process(job: Job) -> Measured:
+    """The same in process."""
+    return train_shared(_in_process(job))
 
 
 def train_unshared(job: Job) -> Measured:
@@ -252,6 +274,11 @@ def opd_step(job: Job) -> Measured:
         return {"seconds": timed(once, job.repeats)}
 
 
+def opd_step_in_process(job: Job) -> Measured:
+    """The same in process."""
+    return opd_step(_in_process(job))
+
+
 def weights_to_sampler(job: Job) -> Measured:
     """Milliseconds until new weights can be sampled from, after an update of them."""
     with _service(job) as service:
@@ -279,6 +306,11 @@ def request(job: Job) -> Measured:
 
         once(0)
         return {"milliseconds": [1e3 * each for each in timed(once, job.repeats)]}
+
+
+def request_in_process(job: Job) -> Measured:
+    """The same in process."""
+    return request(_in_process(job))
 
 
 def request_overhead(job: Job) -> Measured:

@@ -39,11 +39,12 @@ class Result:
 
     @property
     def best(self) -> str | None:
-        """The alternative that does best."""
-        if not self.alternatives:
+        """The alternative that does best; where there is another, not one of ours."""
+        others = [name for name in self.alternatives if not name.startswith(OURS)] or [*self.alternatives]
+        if not others:
             return None
         choose = max if self.higher_is_better else min
-        return choose(self.alternatives, key=lambda name: self.alternatives[name])
+        return choose(others, key=lambda name: self.alternatives[name])
 
     @property
     def ratio_to_best(self) -> float | None:

@@ -20,6 +20,8 @@ QUICK_NAMES: Mapping[str, str] = {"vLLM": "vLLM, eager"}
 """Who is somebody else in a quick run: vLLM's compilation takes minutes, so there it goes without."""
 
 _COMPILES = {"SkyRL": "compiles for a minute and more in every row; measured without --quick"}
+IN_PROCESS = "tinkerlite, in process"
+_LONG = {IN_PROCESS: "loads the model for every row; measured without --quick", **_COMPILES}
 _STARTS_SLOWLY = {"SkyRL": "takes 40 s to start; measured without --quick"}
 
 
@@ -75,13 +77,14 @@ ROWS: tuple[Row, ...] = (
         quick=Work(groups=4, samples=4, prompt=32, tokens=32),
         ours=f"{_OURS}:sample",
         alternatives={
+            IN_PROCESS: f"{_OURS}:sample_in_process",
             "transformers generate": f"{_PEFT}:generate",
             "transformers continuous batching": f"{_CONTINUOUS}:sample",
             "vLLM": f"{_VLLM}:sample",
             "SkyRL": f"{_SKYRL}:sample",
         },
         floor=Floor.sample,
-        not_quick=_COMPILES,
+        not_quick=_LONG,
     ),
     _throughput(
         "sample-lora",
@@ -104,12 +107,13 @@ ROWS: tuple[Row, ...] = (
         quick=Work(prompt=32, tokens=32),
         ours=f"{_OURS}:sample",
         alternatives={
+            IN_PROCESS: f"{_OURS}:sample_in_process",
             "transformers generate": f"{_PEFT}:generate",
             "vLLM": f"{_VLLM}:sample",
             "SkyRL": f"{_SKYRL}:sample",
         },
         floor=Floor.sample,
-        not_quick=_COMPILES,
+        not_quick=_LONG,
     ),
     _throughput(
         "sample-mixed",
@@ -152,12 +156,13 @@ ROWS: tuple[Row, ...] = (
         quick=Work(groups=8, tokens=128),
         ours=f"{_OURS}:score",
         alternatives={
+            IN_PROCESS: f"{_OURS}:score_in_process",
             "transformers, padded": f"{_PEFT}:score",
             "vLLM": f"{_VLLM}:score",
             "SkyRL": f"{_SKYRL}:score",
         },
         floor=Floor.score,
-        not_quick=_COMPILES,
+        not_quick=_LONG,
     ),
     _throughput(
         "score-shared",
@@ -178,9 +183,13 @@ ROWS: tuple[Row, ...] = (
         work=_TRAINING,
         quick=_TRAINING_QUICK,
         ours=f"{_OURS}:train",
-        alternatives={"transformers + PEFT, padded": f"{_PEFT}:train", "SkyRL": f"{_SKYRL}:train"},
+        alternatives={
+            IN_PROCESS: f"{_OURS}:train_in_process",
+            "transformers + PEFT, padded": f"{_PEFT}:train",
+            "SkyRL": f"{_SKYRL}:train",
+        },
         floor=Floor.train,
-        not_quick=_COMPILES,
+        not_quick=_LONG,
     ),
     Row(
         key="train-memory",
@@ -214,12 +223,13 @@ ROWS: tuple[Row, ...] = (
         quick=Work(groups=8, prompt=32, tokens=16, rank=32),
         ours=f"{_OURS}:opd_step",
         alternatives={
+            IN_PROCESS: f"{_OURS}:opd_step_in_process",
             "transformers + PEFT": f"{_PEFT}:opd_step",
             "TRL DistillationTrainer": f"{_TRL}:opd_step",
             "SkyRL": f"{_SKYRL}:opd_step",
         },
         floor=Floor.opd_step,
-        not_quick=_COMPILES,
+        not_quick=_LONG,
     ),
     Row(
         key="rl-step",
@@ -256,13 +266,14 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         key="request",
-        title="trivial request: prompt of {prompt}, one token; ours and SkyRL's over HTTP, others in process",
+        title="trivial request: prompt of {prompt}, one token; all but ours and SkyRL's in process",
         unit="ms",
         metric="milliseconds",
         work=Work(prompt=8),
         quick=Work(prompt=8),
         ours=f"{_OURS}:request",
         alternatives={
+            IN_PROCESS: f"{_OURS}:request_in_process",
             "transformers generate": f"{_PEFT}:request",
             "vLLM": f"{_VLLM}:request",
             "SkyRL": f"{_SKYRL}:request",

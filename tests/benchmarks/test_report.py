@@ -34,6 +34,9 @@ THROUGHPUT = Result(
 def test_a_throughput_is_compared_with_the_highest_alternative():
     assert THROUGHPUT.best == "fast"
     assert THROUGHPUT.ratio_to_best == 1.5
+    ours_too = {"tinkerlite, in process": 400.0}
+    assert replace(THROUGHPUT, alternatives={**THROUGHPUT.alternatives, **ours_too}).best == "fast"
+    assert replace(THROUGHPUT, alternatives=ours_too).best == "tinkerlite, in process"
     assert THROUGHPUT.ratio_to_floor == 0.75
 
 
