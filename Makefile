@@ -7,6 +7,8 @@
 #   make readme          write what the command says into the README again
 #   make experiments     the small size of all experiments, hours; SEEDS="0 1 2" EXPERIMENTS="rl_teacher"
 #   make bench           side-by-side measurements; QUICK=1 for a short one
+#   make notebook        the quickstart in Jupyter
+#   make clean           removes the environments, and runs/ with everything in it
 #   make bench-envs      environments for the alternatives in them, before the first run (6 GB and minutes)
 #
 # PIP_ARGS goes to every `pip install`, for example to name an index with CPU-only builds of torch.

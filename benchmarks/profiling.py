@@ -9,6 +9,7 @@ profiler itself, which costs microseconds an operation, and in waiting.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -146,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder to write to")
     given = parser.parse_args(argv)
+    os.environ["TINKERLITE_DEVICE"] = "cpu"  # whose operations the profiler times
     url = f"local://{given.model}"
     with ServiceClient(base_url=url) as service:
         [model] = service.get_server_capabilities().supported_models

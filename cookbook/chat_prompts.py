@@ -3,7 +3,7 @@
 The file has one JSON object a line with a list of `messages` (role, content), as the Tulu-3 mixture of
 supervised data has (allenai/tulu-3-sft-mixture on the hub). Written with the `datasets` package:
 
-    load_dataset("allenai/tulu-3-sft-mixture", split="train").to_json("tulu-3.jsonl")
+    load_dataset("allenai/tulu-3-sft-mixture", split="train").to_json("data/tulu-3.jsonl")
 
 The file is read a line at a time, so its size does not matter. Knows nothing about models.
 """

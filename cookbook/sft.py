@@ -10,7 +10,7 @@ The command, with a server running (`tinkerlite serve --model HuggingFaceTB/Smol
 
 What you should see. The base model answers sums in sentences and scores 0. Within a few updates the
 loss falls below 1 nat per token and the answers become bare numbers; from then on they become the
-right ones. The last lines say where the weights are, ready for `--teacher`.
+right ones. At the end it says where the weights are, ready for `--teacher`, and what they cost.
 """
 
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ from itertools import islice
 from random import Random
 
 from cookbook.renderers import Message
-from cookbook.rollouts import Grade, Problem
+from cookbook.rollouts import Grade, Problem, Task
 
 HELD_OUT_SHARE = 0.25
 
@@ -99,9 +99,14 @@ class GeneratedTask:
                 yield Problem(messages=(message,), answer=question.answer)
 
 
-def with_format_credit(task: GeneratedTask) -> GeneratedTask:
-    """The same problems, rewarded by `format_credit`; what counts as correct stays exact."""
-    return replace(task, reward=format_credit)
+def with_format_credit(task: Task) -> Task:
+    """The same problems, rewarded by `format_credit`; what counts as correct stays exact.
+
+    A task that has a reward of its own keeps it.
+    """
+    if isinstance(task, GeneratedTask) and task.reward is exact_match:
+        return replace(task, reward=format_credit)
+    return task
 
 
 def is_held_out(key: str) -> bool:

@@ -62,7 +62,7 @@ def _build(models: tuple[str, ...]) -> Any:
     if not found:
         raise CapabilityError(
             "local:// runs the reference server in this process, and none is installed; "
-            "pip install tinkerlite-server"
+            "install tinkerlite-server, from a checkout: pip install -e server"
         )
     try:
         return found[0].load()(models)

@@ -230,7 +230,8 @@ class TrainingClient(Ready):
         """A sampler on the weights as they are now; later steps do not change it.
 
         Args:
-            name: keep the weights under this name as well; absent, they live as long as the sampler.
+            name: keep the weights under this name as well; absent, they stay in memory for as long as the
+                server keeps them (the reference server: a run's eight last used).
             kind: "inflight" lets the server hand the sampler newer weights of this run.
             record_stability_info: as for `ServiceClient.create_sampling_client`.
         """

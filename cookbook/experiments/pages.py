@@ -124,6 +124,7 @@ def _measured(experiment: Experiment[Any], figure: str) -> str:
             continue
         results = load_results(experiment, size)
         command = f"python -m cookbook.experiments.{experiment.name} --size {size} --seeds 0 1 2"
+        command += " --base-url https://..." if size == "full" else ""
         if not results:
             parts.append(f"**{size.capitalize()}**: {NOT_RUN} (`{command}`).")
             continue

@@ -32,7 +32,7 @@ DESCRIPTION = """\
 Serve base models to clients of the Tinker protocol: sampling, scoring, and training, of LoRA adapters
 or of all weights.
 
-A model is named by its hub id or by a folder. Name several to have a student and its teacher in
+A model is named by its hub id, a folder or a GGUF file. Name several to have a student and its teacher in
 one server. Weights are loaded when they are first used.
 """
 
@@ -84,7 +84,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", action="append", required=True, metavar="NAME", help="hub id or folder; may be repeated")
+    add(
+        "--model",
+        action="append",
+        required=True,
+        metavar="NAME",
+        help="hub id, folder or GGUF file; may be repeated",
+    )
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine alone)")
     add("--port", type=int, default=8000, help="port; 0 takes a free one (default: %(default)s)")
     add(

@@ -5,6 +5,7 @@ from random import Random
 import pytest
 
 from cookbook.rollouts import Problem
+from cookbook.mixing import MixedTask
 from cookbook.tasks import (
     TASKS,
     Question,
@@ -108,6 +109,14 @@ def test_numbers_beyond_the_words_are_refused():
 def test_exact_match_ignores_blanks_around_the_answer_and_nothing_else():
     assert exact_match("42", " 42\n") == 1.0
     assert exact_match("42", "42.") == 0.0
+
+
+def test_a_reward_of_ones_own_is_not_replaced_by_format_credit():
+    own = replace(TASKS["sums"], reward=lambda answer, reply: 0.5)
+    problem = next(own.training_problems(0))
+    assert with_format_credit(own).grade(problem, "7").reward == 0.5
+    mixed = MixedTask(tasks={"sums": TASKS["sums"]})
+    assert with_format_credit(mixed) is mixed
 
 
 def test_format_credit_pays_for_looking_like_the_answer_and_not_for_being_near_it():

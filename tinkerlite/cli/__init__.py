@@ -73,7 +73,9 @@ def _run(arguments: list[str]) -> int:
     if name in added:
         return added[name].load()(arguments[1:])
     if name in _ELSEWHERE:
-        return _said(f"{name} comes with {_ELSEWHERE[name][1]}: pip install it", 2)
+        return _said(
+            f"{name} comes with {_ELSEWHERE[name][1]}; install it, from a checkout: pip install -e server", 2
+        )
     parser = _parser([*_ELSEWHERE, *(name for name in added if name not in _ELSEWHERE)])
     parser.parse_args(arguments)
     parser.print_help()

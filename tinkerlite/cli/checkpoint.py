@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     fetching.add_argument("--out", metavar="DIR", help="new or empty (default: the checkpoint's name)")
     deleting = action("delete", _delete, "delete a checkpoint for good")
     deleting.add_argument("--yes", action="store_true", help="do not ask")
-    action("publish", _publish, "let every user of the server sample from a checkpoint")
+    action("publish", _publish, "let every user of the server load, sample from and download a checkpoint")
     action("unpublish", _unpublish, "keep a published checkpoint to oneself again")
     expiring = action("ttl", _set_ttl, "say when a checkpoint may be deleted")
     expiring.add_argument(

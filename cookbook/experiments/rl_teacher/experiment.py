@@ -31,7 +31,7 @@ from cookbook.ledger import ModelShape, flops_text
 from cookbook.loop import TrainConfig, train
 from cookbook.metrics import Row
 from cookbook.scratch_model import ScratchConfig
-from cookbook.tasks import GeneratedTask, with_format_credit
+from cookbook.tasks import with_format_credit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,7 +66,7 @@ def run(bench: Bench, setting: RLTeacherSetting) -> None:
     [model] = bench.models
     task = task_named(setting.task)
     # Exact answers alone would not start RL on a base model that answers in sentences.
-    rewarded = with_format_credit(task) if isinstance(task, GeneratedTask) else task
+    rewarded = with_format_credit(task)
     student = fresh_student(bench.service, model, setting.rank, bench.seed)
     renderer = renderer_of(student)
     measure = setting.examination.measure(task, renderer, bench.seed)

