@@ -13,9 +13,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from tinkerlite_server.engine.protocols import Engine
 from tinkerlite_server.errors import NoRoom, UnknownName
+
+T = TypeVar("T")
 
 
 class Adapters:
@@ -84,15 +87,22 @@ class Adapters:
         self._snapshots = {model_id: kept for model_id, kept in self._snapshots.items() if kept}
         self._engine.drop_adapter(adapter_id)
 
-    def _with_room(self, bring: Callable[[], None], own: OrderedDict[str, None]) -> None:
+    def make_room(self, bring: Callable[[], T]) -> T:
+        """Bring a run into memory, for which saved weights that nothing uses may have to go.
+
+        Raises:
+            NoRoom: there is no room for it, nor anything that could make some.
+        """
+        return self._with_room(bring, OrderedDict())
+
+    def _with_room(self, bring: Callable[[], T], own: OrderedDict[str, None]) -> T:
         """Bring weights into memory, for which those of `own`, snapshots of their run, may have to go.
 
         Saved weights go before them, as those can be read again. Other runs' snapshots stay.
         """
         while True:
             try:
-                bring()
-                return
+                return bring()
             except NoRoom as error:
                 spare = (id_ for id_ in (*self._loaded, *own) if id_ in error.freeable)
                 adapter_id = next((id_ for id_ in spare if not self._is_used(id_)), None)

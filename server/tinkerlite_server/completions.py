@@ -54,7 +54,7 @@ class CompletionLog:
         Raises:
             Gone: the cursor is of an earlier process, and so are the requests that are waited for.
         """
-        if 0 < cursor < self._begin:
+        if cursor > 0 and not self._begin <= cursor <= self._last:  # above, if the clock was set back since
             raise Gone("the server was restarted, and what was under way before is lost; sample again")
         entries = self._groups.get(group, {})
         seen = list(takewhile(lambda entry: entry.cursor <= cursor, entries.values()))

@@ -15,7 +15,10 @@ from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 
-_SECRET_FILE = "download_secret"
+from tinkerlite_server.durable import flush
+from tinkerlite_server.errors import ServerError
+
+_SECRET_FILE, _SECRET_BYTES = "download_secret", 32
 _CHUNK_BYTES = 2**20
 
 
@@ -102,6 +105,11 @@ def _secret(file: Path) -> bytes:
         # Complete under another name first: a crash must not leave half a secret.
         fresh = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:  # noqa: PTH123
-            handle.write(secrets.token_bytes(32))
+            handle.write(secrets.token_bytes(_SECRET_BYTES))
+        flush(fresh)
         fresh.rename(file)
-    return file.read_bytes()
+        flush(file.parent)
+    secret = file.read_bytes()
+    if len(secret) != _SECRET_BYTES:  # an empty key would open every checkpoint
+        raise ServerError(f"{file} is damaged: it has {len(secret)} bytes, not {_SECRET_BYTES}; delete it")
+    return secret

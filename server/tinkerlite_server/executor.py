@@ -16,7 +16,7 @@ from tinkerlite_server.adapters import Adapters
 from tinkerlite_server.age_files import encrypt_files
 from tinkerlite_server.checkpoint_folders import CheckpointFolders
 from tinkerlite_server.engine.protocols import Engine, SampledToken, SampleResult, TrainBatch, TrainOutput
-from tinkerlite_server.errors import BadRequest, Gone, ServerError, UnknownName
+from tinkerlite_server.errors import BadRequest, ServerError, UnknownName
 from tinkerlite_server.futures import Done
 from tinkerlite_server.model_card import model_card
 from tinkerlite_server.operations import (
@@ -91,7 +91,9 @@ class Executor:
         self._store.delete_run(model_id)
 
     def _create(self, operation: CreateRun) -> Done:
-        self._engine.create_run(operation.model_id, operation.base_model, operation.adapter)
+        self._adapters.make_room(
+            lambda: self._engine.create_run(operation.model_id, operation.base_model, operation.adapter)
+        )
         return _answer(model_id=operation.model_id, type="create_model")
 
     def _load(self, operation: LoadRun) -> Done:
@@ -101,8 +103,10 @@ class Executor:
         with self._folders.reading(checkpoint.folder) as folder:
             if folder is None:
                 raise UnknownName(f"checkpoint {operation.path!r} was deleted while it was to be loaded")
-            adapter = self._engine.load_run(
-                operation.model_id, operation.base_model, folder, optimizer=operation.optimizer
+            adapter = self._adapters.make_room(
+                lambda: self._engine.load_run(
+                    operation.model_id, operation.base_model, folder, optimizer=operation.optimizer
+                )
             )
         self._store.set_run_adapter(operation.model_id, adapter)
         return _answer(path=operation.path, model_id=operation.model_id, type="load_weights")
@@ -165,7 +169,7 @@ class Executor:
                     ended=None,
                 )
             )
-        except Gone:
+        except Exception:
             self._adapters.drop_snapshot(sampler_id)
             raise
         return _answer(path=None, sampling_session_id=sampler_id, type="save_weights_for_sampler")

@@ -104,6 +104,11 @@ class RunQueue:
         self._look_for_gap(now)
         return missing, stranded
 
+    def wait_longer(self, seconds: float) -> None:
+        """The missing number is missing later by so much."""
+        if self._gap is not None:
+            self._gap = (self._gap[0], self._gap[1] + seconds)
+
     def drain(self) -> list[Operation]:
         """Take out everything that waits, in order."""
         stranded = [self._waiting[seq] for seq in sorted(self._waiting)]

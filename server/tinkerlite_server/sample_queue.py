@@ -1,8 +1,8 @@
 """SampleQueue: sample requests on their way to the engine, callers in turn.
 
 The engine takes them first come, first served, so it is given only a window of them; behind
-it, each caller has a line of their own, and the lines are served in rotation. A caller with a
-thousand requests delays another's first by one.
+it, each caller has a line of their own, and who has the fewest samples in the engine is next, in
+rotation among equals. A caller with a thousand requests delays another's first by one.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ class SampleQueue:
         self._turns: dict[str, deque[str]] = {}
         self._running: dict[str, Sample] = {}
         self._in_engine: Counter[str] = Counter()
+        self._held: Counter[tuple[str, str]] = Counter()
+        """What of that is whose."""
         self._adapters: Counter[str | None] = Counter()
         self._size = 0
 
@@ -64,11 +66,13 @@ class SampleQueue:
                 sample = self._next(base_model, turns)
                 self._running[sample.request_id] = sample
                 self._in_engine[base_model] += sample.work.num_samples
+                self._held[base_model, sample.owner] += sample.work.num_samples
                 admitted.append(sample)
         return admitted
 
     def _next(self, base_model: str, turns: deque[str]) -> Sample:
-        owner = turns.popleft()
+        owner = min(turns, key=lambda owner: self._held[base_model, owner])
+        turns.remove(owner)
         line = self._lines[base_model, owner]
         _, sample = line.popitem(last=False)
         if line:
@@ -86,7 +90,11 @@ class SampleQueue:
         """The engine is done with it, one way or another."""
         sample = self._running.pop(request_id, None)
         if sample is not None:
-            self._in_engine[sample.work.base_model] -= sample.work.num_samples
+            base_model, size = sample.work.base_model, sample.work.num_samples
+            self._in_engine[base_model] -= size
+            self._held[base_model, sample.owner] -= size
+            if not self._held[base_model, sample.owner]:
+                del self._held[base_model, sample.owner]
             self._leave(sample)
         return sample
 

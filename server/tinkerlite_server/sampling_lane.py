@@ -78,7 +78,7 @@ class SamplingLane:
             cancelled, self._cancelled = self._cancelled, []
             admitted = self._queue.admit()
         for request_id in cancelled:
-            self._executor.cancel_sample(request_id)
+            self._cancel(request_id)
         if admitted:
             self._futures.begin(sample.request_id for sample in admitted)
         for sample in admitted:
@@ -113,8 +113,12 @@ class SamplingLane:
         with self._wake:
             running = self._queue.running()
         for request_id in running:
-            self._executor.cancel_sample(request_id)
+            self._cancel(request_id)
             self._end(request_id, error)
+
+    def _cancel(self, request_id: str) -> None:
+        """What was admitted with it goes on, whatever comes of that."""
+        attempt("cancelling a sample", lambda: self._executor.cancel_sample(request_id))
 
 
 def _by_key(results: Sequence[SampleResult | SampledToken]) -> dict[str, list[SampledToken]]:

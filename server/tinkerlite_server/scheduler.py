@@ -99,6 +99,10 @@ class Scheduler:
         """Fail what has waited too long for an operation that never came."""
         self._training.give_up_gaps()
 
+    def wait_longer(self, seconds: float) -> None:
+        """Whatever is missing is missing later by so much."""
+        self._training.wait_longer(seconds)
+
     def why_waiting(self, request_id: str) -> str | None:
         """In words, what a pending request waits for; None if there is nothing to say."""
         return self._training.why_waiting(request_id) or self._sampling.why_waiting(request_id)

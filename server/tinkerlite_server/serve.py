@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -195,6 +195,19 @@ def _vllm_option(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def _raise_open_files() -> None:
+    """As many open files as this user may have: each request that is waited for is one, and so is each file
+    of a checkpoint, which a crowd must not keep from being saved."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):  # macOS: the hard limit says "unlimited", and is not
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     if not is_loopback(arguments.host) and not arguments.api_key:
         raise ServerError(
@@ -223,6 +236,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         limits=Limits(max_topk=arguments.max_topk),
         custom_losses=arguments.custom_losses,
     )
+    _raise_open_files()
     # A port in use shows at once, not after minutes of fetching a model.
     with _listen(settings.host, settings.port) as listener:
         app, engine = _build(arguments, settings)

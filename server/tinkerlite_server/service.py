@@ -106,22 +106,47 @@ class Service:
 
     async def _sweep_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(self.settings.limits.sweep_seconds)
-            await asyncio.to_thread(attempt, "the sweep", self.sweep)
+            pause = self.settings.limits.sweep_seconds
+            due = time.monotonic() + pause
+            await asyncio.sleep(pause)
+            if (late := time.monotonic() - due) > pause:
+                # This process stood still (a suspended machine or container), which proves nobody silent.
+                logger.warning("the server stood still for %.0f s", late)
+                self._last_seen = {session: seen + late for session, seen in self._last_seen.items()}
+                self.scheduler.wait_longer(late)
+                continue
+            await asyncio.to_thread(self.sweep)
 
     def sweep(self) -> None:
-        """Let go of what has expired: results, gaps, sessions, checkpoints, folders."""
+        """Let go of what has expired: results, gaps, sessions, checkpoints, folders. Each by itself."""
+        for what, part in (
+            ("forgetting results", self.futures.sweep),
+            ("giving up gaps", self.scheduler.give_up_gaps),
+            ("ending silent sessions", self._end_silent_sessions),
+            ("noting which runs are in use", self._touch_used_runs),
+            ("deleting expired checkpoints", self.store.drop_expired_checkpoints),
+            ("collecting folders", self._collect_folders),
+        ):
+            if isinstance(error := attempt(what, part), ServerError):
+                logger.warning("the sweep goes on after this: %s", error)
+
+    def _end_silent_sessions(self) -> None:
         limits = self.settings.limits
-        self.futures.sweep()
-        self.scheduler.give_up_gaps()
         deadline = time.monotonic() - limits.session_seconds
         for session_id, seen in list(self._last_seen.items()):
             if seen < deadline:
                 silent = f"it gave no sign of life for {limits.session_seconds:.0f} s"
                 attempt("ending a session", partial(self.end_session, session_id, silent))
+
+    def _touch_used_runs(self) -> None:
         used, self._used_runs = self._used_runs, {}
-        self.store.touch_runs(used)
-        self.store.drop_expired_checkpoints()
+        try:
+            self.store.touch_runs(used)
+        except BaseException:
+            self._used_runs = used | self._used_runs
+            raise
+
+    def _collect_folders(self) -> None:
         self._folders.collect(lambda: self.store.folders_in_use() | self.scheduler.folders_in_use())
 
     # ---- models ----

@@ -106,6 +106,12 @@ class TrainingLane:
             )
             self._fail(stranded, Failed(why, "unknown"))
 
+    def wait_longer(self, seconds: float) -> None:
+        """Whatever is missing is missing later by so much."""
+        with self._wake:
+            for queue in self._runs.values():
+                queue.wait_longer(seconds)
+
     def why_waiting(self, request_id: str) -> str | None:
         """In words, what a pending operation waits for; None if it is none of these."""
         with self._wake:

@@ -34,7 +34,8 @@ from tinkerlite_server.errors import BadRequest
 from tinkerlite_server.futures import fingerprint
 from tinkerlite_server.settings import Limits
 
-NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+NAME = re.compile(r"(?!\.\.?$)[A-Za-z0-9_.-]{1,128}")
+"""Of a checkpoint; "." and ".." mean something else in the paths that name it."""
 TTL_SECONDS = range(3600, 10 * 365 * 24 * 3600 + 1)
 """One hour to ten years."""
 
@@ -329,7 +330,8 @@ def check_name(name: str, field: str) -> str:
     """
     if not NAME.fullmatch(name):
         raise BadRequest(
-            f"{field} is {name!r}; a name has 1 to 128 letters, digits, dots, dashes and underscores"
+            f"{field} is {name!r}; a name has 1 to 128 letters, digits, dots, dashes and underscores, "
+            "and is not only dots"
         )
     return name
 

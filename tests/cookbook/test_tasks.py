@@ -4,8 +4,8 @@ from random import Random
 
 import pytest
 
-from cookbook.rollouts import Problem
 from cookbook.mixing import MixedTask
+from cookbook.rollouts import Problem
 from cookbook.tasks import (
     TASKS,
     Question,

@@ -18,6 +18,7 @@ import pytest
 from tests.server.served import Caller, serving
 from tests.server.toy_engine import ToyEngine
 from tinkerlite_server.downloads import Links, files_of, tar_size, tar_stream
+from tinkerlite_server.errors import ServerError
 from tinkerlite_server.settings import Limits
 
 
@@ -267,6 +268,12 @@ def test_links_hold_after_a_restart_and_on_no_other_server(signer: Links, tmp_pa
 def test_the_secret_is_for_the_servers_user_alone(signer: Links, tmp_path: Path):
     assert stat.S_IMODE((tmp_path / "download_secret").stat().st_mode) == 0o600
     assert len((tmp_path / "download_secret").read_bytes()) == 32
+
+
+def test_a_secret_that_a_crash_left_empty_signs_nothing(tmp_path: Path):
+    (tmp_path / "download_secret").write_bytes(b"")
+    with pytest.raises(ServerError, match="is damaged: it has 0 bytes, not 32; delete it"):
+        Links(tmp_path, 60)
 
 
 def test_external_weights_which_may_be_encrypted_are_not_sampled_from(caller: Caller):

@@ -71,6 +71,20 @@ def test_a_run_of_all_weights_is_saved_and_loaded_as_one(caller: Caller, toy: To
         assert caller.result(caller.optim_step(each, seq))["metrics"]["step"] == 2.0
 
 
+def test_a_run_of_all_weights_takes_the_room_of_saved_ones_that_nobody_samples_from(
+    caller: Caller, toy: ToyEngine
+):
+    session = caller.session()
+    run = caller.model(session, 0)
+    saved = caller.sampler(session, 0, model_path=caller.save(run, 1, "a")["path"])
+    assert caller.sample(saved).sequences
+    toy.most_adapters = 1
+    body = {"session_id": session, "model_seq_id": 1, "base_model": "toy", "lora_config": None}
+    assert caller.result(caller.ok("/create_model", **body)["request_id"])["model_id"]
+    toy.most_adapters = 2
+    assert caller.sample(saved).sequences, "and they come back when they are asked for"
+
+
 def test_a_run_that_has_no_room_is_refused_by_its_future(caller: Caller, toy: ToyEngine):
     session = caller.session()
     toy.failures["create_run"] = NoRoom("training all weights of 'toy' takes 99 bytes")

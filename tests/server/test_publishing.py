@@ -177,6 +177,15 @@ def test_a_copy_that_cannot_be_made_says_why(mine: Caller, fields: dict, status:
     assert message in mine.refused("/copy_weights", status=status, source_path=path, **fields)
 
 
+def test_a_load_with_a_token_that_is_none_uses_its_number_up(mine: Caller, yours: Caller):
+    path = mine.save(mine.model(), 1, "a")["path"]
+    run = yours.model()
+    body = {"model_id": run, "seq_id": 1, "path": path, "optimizer": True}
+    said = yours.refused("/load_weights", status=401, weights_access_token="tml-wrong", **body)
+    assert f"load_weights 1 of {run}" in said
+    assert yours.save(run, 2, "b")["path"]
+
+
 def test_a_copy_never_takes_the_place_of_a_run(mine: Caller):
     session = mine.session()
     model = mine.model(session)

@@ -120,6 +120,13 @@ def test_a_gap_is_timed_from_when_it_began_to_hold_something_up():
     assert waiting.give_up_gap(now=560.0, after_seconds=360.0)[0] == 2
 
 
+def test_a_gap_waits_longer_by_as_long_as_the_server_stood_still():
+    waiting = queue(2)
+    waiting.wait_longer(1000.0)
+    assert waiting.give_up_gap(now=1359.0, after_seconds=360.0) == (0, [])
+    assert waiting.give_up_gap(now=1360.0, after_seconds=360.0)[0] == 1
+
+
 def test_a_run_without_a_gap_never_gives_up():
     waiting = queue(1, 2)
     assert waiting.give_up_gap(now=1e9, after_seconds=360.0) == (0, [])

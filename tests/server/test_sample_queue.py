@@ -60,6 +60,17 @@ def test_callers_take_turns_however_much_each_has_queued():
     assert admitted(waiting) == ["mine0", "yours0", "mine1", "yours1", "mine2", "mine3"]
 
 
+def test_a_caller_of_large_requests_gets_no_more_samples_than_one_of_small_ones():
+    large = [sample(f"mine{i}", "me", num_samples=8) for i in range(4)]
+    small = [sample(f"yours{i}", "you") for i in range(12)]
+    waiting = queue(*large, *small, window=16)
+    handed_over = admitted(waiting)
+    assert handed_over[:2] == ["mine0", "yours0"]
+    assert len([name for name in handed_over if name.startswith("yours")]) == 8
+    waiting.finish("mine1" if "mine1" in handed_over else "mine0")
+    assert admitted(waiting)
+
+
 def test_base_models_have_windows_of_their_own():
     waiting = queue(sample("a"), sample("b"), sample("c"), sample("d", base_model="teacher"))
     assert sorted(admitted(waiting)) == ["a", "b", "d"]

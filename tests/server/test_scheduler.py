@@ -447,6 +447,19 @@ def test_a_busy_engine_does_not_hold_up_acceptance(rig: Rig):
     assert rig.scheduler.stop(30.0)
 
 
+def test_a_snapshot_that_could_not_be_recorded_is_let_go_of(rig: Rig, monkeypatch: pytest.MonkeyPatch):
+    rig.runs("a")
+
+    def locked(_: object) -> None:
+        raise OSError("database is locked")
+
+    monkeypatch.setattr(rig.store, "add_sampler", locked)
+    late = rig.snapshot("a", 1, "late")
+    rig.turn_until_idle()
+    assert "database is locked" in rig.failure(late).message
+    assert not rig.engine.has_adapter("late")
+
+
 def test_a_snapshot_that_is_made_just_as_its_session_ends_is_let_go_of(rig: Rig):
     rig.store.add_session("sess", OWNER, tags=[], user_metadata={})
     rig.runs("a")

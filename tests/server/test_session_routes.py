@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,42 @@ def test_a_session_without_a_sign_of_life_ends(toy: ToyEngine, tmp_path: Path):
         message = caller.refused("/session_heartbeat", status=410, session_id=session)
         assert "it gave no sign of life for 0 s" in message
         caller.refused("/get_info", status=404, model_id=model)
+
+
+def test_a_server_that_stood_still_ends_nobodys_session(toy: ToyEngine, tmp_path: Path):
+    limits = Limits(session_seconds=0.5, sweep_seconds=0.1)
+    with serving(toy, tmp_path, limits=limits) as served:
+        caller = served.caller()
+        session = caller.session()
+        stood_still = threading.Event()
+
+        async def stand_still() -> None:
+            time.sleep(1.0)
+            stood_still.set()
+
+        served.call(stand_still())
+        assert stood_still.is_set()
+        caller.ok("/session_heartbeat", session_id=session)
+
+
+def test_one_part_of_the_sweep_that_fails_keeps_none_of_the_others(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+):
+    service = caller.server.service
+    caller.forward_backward(caller.model(), 1)
+    touched: list[dict[str, float]] = []
+
+    def full(_: object) -> None:
+        raise OSError("no space left")
+
+    collected = threading.Event()
+    monkeypatch.setattr(service.store, "touch_runs", full)
+    monkeypatch.setattr(service.store, "drop_expired_checkpoints", collected.set)
+    service.sweep()
+    assert collected.is_set()
+    monkeypatch.setattr(service.store, "touch_runs", touched.append)
+    service.sweep()
+    assert touched[-1], "what was used is noted by the next one"
 
 
 def test_a_session_with_signs_of_life_goes_on(caller: Caller):

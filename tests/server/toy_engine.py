@@ -159,6 +159,8 @@ class ToyEngine:
 
     def create_run(self, model_id: str, base_model: str, adapter: AdapterConfig | None) -> None:
         self._called("create_run", model_id)
+        if adapter is None:
+            self._check_room()
         self._runs[model_id] = ToyRun(base_model, adapter, np.zeros((VOCAB, VOCAB)))
 
     def drop_run(self, model_id: str) -> None:

@@ -79,7 +79,6 @@ class BaseModel:
         expected: Tensor | None = None
         if model is None:
             model = load_transformers_model(info.folder, dtype)
-            _refuse_unsupported(model.config.get_text_config(), info)
             model.to(device).eval().requires_grad_(False)
             expected = _transformers_logprobs(model, probe)
         self.bank = LoraBank(model)
@@ -182,31 +181,3 @@ def _transformers_logprobs(model: Any, ids: Ids) -> Tensor:
         logits_NV = model(input_ids=torch.from_numpy(ids)[None].to(model.device)).logits[0]
     model.set_attn_implementation(_ATTENTION)
     return logits_NV.float().log_softmax(-1)
-
-
-def _refuse_unsupported(config: Any, info: ModelInfo) -> None:
-    """Attention features that a stream does not compute must not be dropped silently.
-
-    Raises:
-        BadRequest: naming the feature.
-    """
-    if getattr(config, "attn_logit_softcapping", None):
-        raise BadRequest(f"model {info.name!r} caps its attention logits, which this engine does not compute")
-    rope_types = _values_of("rope_type", getattr(config, "rope_parameters", None) or {})
-    if odd := rope_types & {"dynamic", "longrope"}:
-        raise BadRequest(
-            f"model {info.name!r} has rotary embeddings of type {odd.pop()!r}, which depend on the longest "
-            "sequence of a pass; this engine packs sequences, and would give each its neighbours' rotation"
-        )
-    window = getattr(config, "sliding_window", None)
-    if window is not None and window < info.max_context:
-        raise BadRequest(
-            f"model {info.name!r} attends within a window of {window} tokens, which this engine does not "
-            f"compute; contexts up to that window would be exact, but {info.max_context} are on offer"
-        )
-
-
-def _values_of(key: str, settings: dict[str, Any]) -> set[str]:
-    """Values of a key in settings that may be nested by layer type."""
-    found = {settings[key]} if isinstance(settings.get(key), str) else set[str]()
-    return found.union(*(_values_of(key, value) for value in settings.values() if isinstance(value, dict)))

@@ -152,6 +152,7 @@ def _model_info(name: str, folder: Path, dtype: str) -> ModelInfo:
     max_context = getattr(text, "max_position_embeddings", None)
     if max_context is None:
         raise BadRequest(f"model {name!r}: its config.json states no max_position_embeddings")
+    _refuse_unsupported(text, name, max_context)
     return ModelInfo(
         name=name,
         arch=config.model_type,
@@ -162,6 +163,35 @@ def _model_info(name: str, folder: Path, dtype: str) -> ModelInfo:
         folder=folder,
         tokenizer_hash=token_map_hash(tokenizer.get_vocab()),
     )
+
+
+def _refuse_unsupported(config: Any, name: str, max_context: int) -> None:
+    """Attention features that a stream does not compute must not be dropped silently, nor found out after
+    the weights are loaded.
+
+    Raises:
+        BadRequest: naming the feature.
+    """
+    if getattr(config, "attn_logit_softcapping", None):
+        raise BadRequest(f"model {name!r} caps its attention logits, which this engine does not compute")
+    rope_types = _values_of("rope_type", getattr(config, "rope_parameters", None) or {})
+    if odd := rope_types & {"dynamic", "longrope"}:
+        raise BadRequest(
+            f"model {name!r} has rotary embeddings of type {odd.pop()!r}, which depend on the longest "
+            "sequence of a pass; this engine packs sequences, and would give each its neighbours' rotation"
+        )
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < max_context:
+        raise BadRequest(
+            f"model {name!r} attends within a window of {window} tokens, which this engine does not "
+            f"compute; contexts up to that window would be exact, but {max_context} are on offer"
+        )
+
+
+def _values_of(key: str, settings: dict[str, Any]) -> set[str]:
+    """Values of a key in settings that may be nested by layer type."""
+    found = {settings[key]} if isinstance(settings.get(key), str) else set[str]()
+    return found.union(*(_values_of(key, value) for value in settings.values() if isinstance(value, dict)))
 
 
 def _eos_ids(folder: Path, *stated: int | Sequence[int] | None) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ own, and it loads again when they are next used.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -20,11 +21,15 @@ from tinkerlite_server.engine.catalog import resolve_device
 from tinkerlite_server.engine.cuda_settings import settle_kernels
 from tinkerlite_server.engine.model_tokenizer import ModelTokenizer
 from tinkerlite_server.engine.protocols import EngineLimits, ModelInfo
-from tinkerlite_server.errors import UnknownName
+from tinkerlite_server.errors import EngineFailure, UnknownName
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+RETRY_SECONDS = 30.0
+"""A model that did not load is tried again after this long: memory may be free by then."""
 
 
 class ModelPool:
@@ -38,6 +43,8 @@ class ModelPool:
         self._budget = limits.max_models_bytes
         self._models: OrderedDict[str, BaseModel] = OrderedDict()
         self._alive: WeakValueDictionary[str, BaseModel] = WeakValueDictionary()
+        self._failed: dict[str, tuple[float, str]] = {}
+        """Models that did not load: when that was, and why."""
         self._tokenizers: dict[str, ModelTokenizer] = {}
         self._loading_tokenizer = threading.Lock()
 
@@ -46,19 +53,32 @@ class ModelPool:
 
         Raises:
             UnknownName: this server does not offer it.
+            EngineFailure: it does not load.
         """
         info = self.info(name)
         model = self._alive.get(name)  # an evicted one may still be in use
         if model is None:
-            started = time.monotonic()
-            self._alive[name] = model = BaseModel(info, self.device, DTYPES[info.dtype])
-            logger.info("loaded %s (%s) in %.1f s", name, info.dtype, time.monotonic() - started)
+            self._alive[name] = model = self._load(info)
         self._models[name] = model
         self._models.move_to_end(name)
         while self.loaded_bytes > self._budget and len(self._models) > 1:
             oldest = next(iter(self._models))
             del self._models[oldest]
             logger.info("evicted %s to stay within %d bytes of base models", oldest, self._budget)
+        return model
+
+    def _load(self, info: ModelInfo) -> BaseModel:
+        started = time.monotonic()
+        failed_at, why = self._failed.get(info.name, (-math.inf, ""))
+        if started < failed_at + RETRY_SECONDS:  # or each queued request would load all of it again
+            raise EngineFailure(why)
+        try:
+            model = BaseModel(info, self.device, DTYPES[info.dtype])
+        except Exception as error:
+            why = f"base model {info.name!r} does not load: {type(error).__name__}: {error}"
+            self._failed[info.name] = (time.monotonic(), why)
+            raise EngineFailure(why) from error
+        logger.info("loaded %s (%s) in %.1f s", info.name, info.dtype, time.monotonic() - started)
         return model
 
     def tokenizer(self, name: str) -> ModelTokenizer:

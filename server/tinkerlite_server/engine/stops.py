@@ -43,10 +43,12 @@ class StopStrings:
         Looks only at the last token, and at enough before it to hold the longest stop string.
         """
         last = self._tokenizer.token_bytes(tokens[-1])
-        start, before = len(tokens) - 1, b""
-        while start > 0 and len(before) < self._longest_bytes + _REST_OF_CHARACTER:
+        start, pieces, size = len(tokens) - 1, list[bytes](), 0
+        while start > 0 and size < self._longest_bytes + _REST_OF_CHARACTER:
             start -= 1
-            before = self._tokenizer.token_bytes(tokens[start]) + before
+            pieces.append(self._tokenizer.token_bytes(tokens[start]))
+            size += len(pieces[-1])
+        before = b"".join(reversed(pieces))
         if start > 0:  # what may be the rest of a character that begins further back
             before = before[:_REST_OF_CHARACTER].lstrip(_CONTINUATION) + before[_REST_OF_CHARACTER:]
         text = (before + last).decode("utf-8", "replace")

@@ -15,7 +15,7 @@ from fastapi import Depends, HTTPException, Request, Response
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tinkerlite.errors import InvalidRequest
-from tinkerlite_server.errors import BadRequest, UnknownName
+from tinkerlite_server.errors import BadRequest, Forbidden, UnknownName
 from tinkerlite_server.futures import fingerprint
 from tinkerlite_server.operations import Refusal
 from tinkerlite_server.routes.bodies import read_body
@@ -168,7 +168,7 @@ def numbered(
     """
     try:
         yield
-    except (BadRequest, UnknownName, InvalidRequest) as error:
+    except (BadRequest, Forbidden, UnknownName, InvalidRequest) as error:
         which = verb
         if isinstance(model_id, str) and isinstance(seq_id, int) and seq_id > 0:
             which = f"{verb} {seq_id} of {model_id}"
@@ -176,7 +176,7 @@ def numbered(
                 model_id=model_id, seq_id=seq_id, reason=f"{error}", loses_gradients=loses_gradients
             )
             service.refuse(owner, refusal)
-        kind = UnknownName if isinstance(error, UnknownName) else BadRequest
+        kind = type(error) if isinstance(error, Forbidden | UnknownName) else BadRequest
         raise kind(f"{which}: {error}") from error
 
 

@@ -194,6 +194,30 @@ def test_a_config_of_something_else_is_refused(copy, config, message):
         info(copy)
 
 
+@pytest.mark.parametrize(
+    ("arch", "setting", "message"),
+    [
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 64}, "attends within a window of 64 tokens"),
+        ("llama", {"attn_logit_softcapping": 50.0}, "caps its attention logits"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "rotary embeddings of type 'dynamic'",
+        ),
+    ],
+)
+def test_attention_that_is_not_computed_is_refused_before_any_weights_are_loaded(
+    tmp_path, arch, setting, message
+):
+    folder = make_tiny_model(tmp_path / "model", arch=arch)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | setting))
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").touch()
+    with pytest.raises(BadRequest, match=message):
+        info(folder)
+
+
 # ---- devices ----
 
 

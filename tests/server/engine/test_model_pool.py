@@ -6,9 +6,11 @@ from weakref import ref
 import pytest
 
 from tests.tiny import make_tiny_model
+from tinkerlite_server.engine import model_pool
 from tinkerlite_server.engine.catalog import build_catalog
 from tinkerlite_server.engine.model_pool import ModelPool
-from tinkerlite_server.engine.protocols import EngineLimits
+from tinkerlite_server.engine.protocols import EngineLimits, ModelInfo
+from tinkerlite_server.errors import EngineFailure
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,28 @@ def test_beyond_the_budget_the_least_recently_used_goes_and_its_memory_with_it(n
     assert models.loaded_bytes == models.get(names[1]).parameter_bytes
     gc.collect()
     assert first() is None
+
+
+def test_a_model_that_does_not_load_is_not_loaded_again_for_each_who_asks(
+    names: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    models = pool(names)
+    tries: list[str] = []
+
+    def load(info: ModelInfo, *_: object) -> None:
+        tries.append(info.name)
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(model_pool, "BaseModel", load)
+    for _ in range(3):
+        with pytest.raises(EngineFailure, match="does not load: MemoryError: no room"):
+            models.get(names[0])
+    assert tries == [names[0]]
+    monkeypatch.undo()
+    with pytest.raises(EngineFailure):
+        models.get(names[0])
+    monkeypatch.setattr(model_pool, "RETRY_SECONDS", 0.0)
+    assert models.get(names[0]).parameter_bytes
 
 
 def test_a_model_that_is_evicted_in_use_is_taken_back_and_not_loaded_beside_itself(names: list[str]):
