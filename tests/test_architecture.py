@@ -227,7 +227,7 @@ def test_the_protocols_need_nothing_but_numpy_and_the_contract():
         ("records.runs", {"errors", "tables", "records.checkpoints", "engine.protocols"}),
         ("records.samplers", {"errors", "tables", "records.access", "records.sessions"}),
         ("schema", {"errors", "tables"}),
-        ("downloads", set()),
+        ("downloads", {"durable", "errors"}),
         ("model_card", {"engine.protocols"}),
         ("age_files", {"errors"}),
         ("tables", {"engine.protocols"}),

@@ -43,7 +43,7 @@ class RunQueue:
 
         Raises:
             BadRequest: its number was passed already, or belongs to another operation.
-            Busy: `limit` operations wait already.
+            Busy: `limit` operations wait already, and not for this one.
         """
         seq = self.number(operation)
         if seq < self.next_seq or seq in self._waiting or seq in self._refused:
@@ -51,7 +51,7 @@ class RunQueue:
                 f"seq_id {seq} of {self.model_id!r} was used before; the next to run is {self.next_seq}. "
                 "Numbers count up by one and none is used twice, not even after a refusal."
             )
-        if len(self._waiting) >= limit:
+        if len(self._waiting) >= limit and seq != self.next_seq:
             raise Busy(
                 f"{len(self._waiting)} operations of {self.model_id!r} are waiting; await some of them first"
             )

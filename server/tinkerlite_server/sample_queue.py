@@ -18,7 +18,8 @@ class SampleQueue:
 
     Args:
         window: samples in the engine at once, per base model. A larger request goes alone.
-        limit: samples waiting or running over all callers.
+        limit: samples waiting or running over all callers. Beyond it only those are turned away who have an
+            equal share of it already, so that nobody fills the queue for others.
     """
 
     def __init__(self, *, window: int, limit: int) -> None:
@@ -32,6 +33,8 @@ class SampleQueue:
         """What of that is whose."""
         self._adapters: Counter[str | None] = Counter()
         self._size = 0
+        self._sizes: Counter[str] = Counter()
+        """By caller."""
 
     @property
     def is_waiting(self) -> bool:
@@ -42,10 +45,11 @@ class SampleQueue:
         """Queue a request.
 
         Raises:
-            Busy: that would make more than `limit` samples.
+            Busy: that would make more than `limit` samples, and this caller has their share.
         """
-        size = sample.work.num_samples
-        if self._size and self._size + size > self._limit:
+        size, owner = sample.work.num_samples, sample.owner
+        share = self._limit // len({*self._sizes, owner})
+        if self._size and self._size + size > self._limit and self._sizes[owner] + size > share:
             raise Busy(
                 f"{self._size} samples are queued, the limit is {self._limit}; send this one again later"
             )
@@ -56,6 +60,7 @@ class SampleQueue:
             self._turns.setdefault(base_model, deque()).append(sample.owner)
         line[sample.request_id] = sample
         self._size += size
+        self._sizes[owner] += size
         self._adapters[sample.work.adapter_id] += 1
 
     def admit(self) -> list[Sample]:
@@ -142,6 +147,9 @@ class SampleQueue:
 
     def _leave(self, sample: Sample) -> None:
         self._size -= sample.work.num_samples
+        self._sizes[sample.owner] -= sample.work.num_samples
+        if not self._sizes[sample.owner]:
+            del self._sizes[sample.owner]
         self._adapters[sample.work.adapter_id] -= 1
         if not self._adapters[sample.work.adapter_id]:
             del self._adapters[sample.work.adapter_id]

@@ -101,6 +101,14 @@ def test_too_many_waiting_operations_are_turned_away_for_now():
         waiting.put(operation(3), now=0.0, limit=2)
 
 
+def test_a_full_queue_takes_the_operation_that_it_waits_for():
+    waiting = queue(2, 3)
+    with pytest.raises(Busy):
+        waiting.put(operation(4), now=0.0, limit=2)
+    waiting.put(operation(1), now=0.0, limit=2)
+    assert run_all(waiting) == ["r1", "r2", "r3"]
+
+
 def test_a_gap_is_given_up_after_a_while_and_takes_what_waited_behind_it():
     waiting = queue(2, 3)
     assert waiting.give_up_gap(now=359.0, after_seconds=360.0) == (0, [])

@@ -92,6 +92,17 @@ def test_too_many_queued_samples_are_turned_away_for_now():
     waiting.put(sample("b", num_samples=2))
 
 
+def test_a_queue_that_one_caller_has_filled_is_open_to_another_up_to_an_equal_share():
+    waiting = queue(sample("mine", "me", num_samples=10), limit=10)
+    with pytest.raises(Busy):
+        waiting.put(sample("more", "me"))
+    waiting.put(sample("yours", "you", num_samples=5))
+    with pytest.raises(Busy, match="15 samples are queued"):
+        waiting.put(sample("another", "you"))
+    assert waiting.withdraw("yours")
+    waiting.put(sample("again", "you", num_samples=5))
+
+
 def test_a_single_request_may_exceed_the_limit_when_nothing_else_is_queued():
     assert admitted(queue(sample("large", num_samples=10), limit=4)) == ["large"]
 
