@@ -13,7 +13,7 @@ from pathlib import Path
 def hardware() -> str:
     """Processor and core count in words, for example "2 cores of Intel(R) Xeon(R) Platinum 8259CL"."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} cores of {_processor()}"
+    return f"{cores} {'core' if cores == 1 else 'cores'} of {_processor()}"
 
 
 def peak_rss_mib() -> float:

@@ -168,7 +168,7 @@ def _check_tensor(name: str, tensor: TensorData, shape: list[int], where: str) -
             return
         wrong, rule = ~np.isfinite(values), "it must be finite"
     else:
-        if not values.size or (values.min() >= 0 and values.max() <= MAX_TOKEN_ID):
+        if not values.size or values.view(np.uint64).max() <= MAX_TOKEN_ID:  # negative ones are large as well
             return
         wrong, rule = (values < 0) | (values > MAX_TOKEN_ID), "that is no token id"
     place = int(np.argmax(wrong.reshape(-1)))

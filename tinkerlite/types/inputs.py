@@ -94,6 +94,11 @@ def _no_text(tokens: object) -> object:
     return cast("object", tokens)
 
 
+def _as_int64(tokens: Sequence[int]) -> NDArray[np.int64]:
+    """In half of the time that `np.fromiter` takes. Raises struct.error where one is no such number."""
+    return np.frombuffer(struct.pack(f"={len(tokens)}q", *tokens), np.int64)
+
+
 class EncodedTextChunk(Params):
     """A run of token ids."""
 
@@ -120,8 +125,8 @@ class EncodedTextChunk(Params):
         """
         if isinstance(self.tokens, TokenIds):
             return self.tokens.array
-        try:  # half of the time that `np.fromiter` takes
-            return np.frombuffer(struct.pack(f"={len(self.tokens)}q", *self.tokens), np.int64)
+        try:
+            return _as_int64(self.tokens)
         except struct.error as error:
             raise InvalidInput(f"a number as large as {max(self.tokens, key=abs)} is no token id") from error
 
@@ -135,7 +140,7 @@ class EncodedTextChunk(Params):
             ids = self.to_numpy()
         except InvalidInput as error:
             raise InvalidInput(f"{where}: {error}") from None
-        if ids.size and (ids.min() < 0 or ids.max() > MAX_TOKEN_ID):
+        if ids.size and ids.view(np.uint64).max() > MAX_TOKEN_ID:  # negative ones are large as well
             bad = int(np.argmax((ids < 0) | (ids > MAX_TOKEN_ID)))
             raise InvalidInput(f"{where}: token {bad} is {ids[bad]}, which is no token id")
         return ids
@@ -220,10 +225,12 @@ class ModelInput(Params):
         """One text chunk of these token ids."""
         if isinstance(tokens, np.ndarray):
             chunk = EncodedTextChunk.from_numpy(tokens)
-        elif set(map(type, ids := list(tokens))) == {int}:  # what pydantic would find, one by one
-            chunk = EncodedTextChunk.model_construct(tokens=ids)
         else:
-            chunk = EncodedTextChunk(tokens=ids)
+            ids = list(tokens)
+            try:  # whole numbers, as `int`: what pydantic makes sure of one by one, in thrice the time
+                chunk = EncodedTextChunk.model_construct(tokens=_as_int64(ids).tolist())
+            except struct.error:
+                chunk = EncodedTextChunk(tokens=ids)
         return cls.model_construct(chunks=[chunk])
 
     @classmethod
