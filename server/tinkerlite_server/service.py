@@ -112,7 +112,8 @@ class Service:
             if (late := time.monotonic() - due) > pause:
                 # This process stood still (a suspended machine or container), which proves nobody silent.
                 logger.warning("the server stood still for %.0f s", late)
-                self._last_seen = {session: seen + late for session, seen in self._last_seen.items()}
+                for session_id, seen in list(self._last_seen.items()):  # others add and remove meanwhile
+                    self._last_seen[session_id] = seen + late
                 self.scheduler.wait_longer(late)
                 continue
             await asyncio.to_thread(self.sweep)
