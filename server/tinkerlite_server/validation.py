@@ -331,7 +331,7 @@ def check_name(name: str, field: str) -> str:
     if not NAME.fullmatch(name):
         raise BadRequest(
             f"{field} is {name!r}; a name has 1 to 128 letters, digits, dots, dashes and underscores, "
-            "and is not only dots"
+            "and is neither . nor .."
         )
     return name
 

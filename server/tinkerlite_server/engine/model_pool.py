@@ -21,7 +21,7 @@ from tinkerlite_server.engine.catalog import resolve_device
 from tinkerlite_server.engine.cuda_settings import settle_kernels
 from tinkerlite_server.engine.model_tokenizer import ModelTokenizer
 from tinkerlite_server.engine.protocols import EngineLimits, ModelInfo
-from tinkerlite_server.errors import EngineFailure, UnknownName
+from tinkerlite_server.errors import BadRequest, EngineFailure, ServerError, UnknownName
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,8 @@ class ModelPool:
         self._budget = limits.max_models_bytes
         self._models: OrderedDict[str, BaseModel] = OrderedDict()
         self._alive: WeakValueDictionary[str, BaseModel] = WeakValueDictionary()
-        self._failed: dict[str, tuple[float, str]] = {}
-        """Models that did not load: when that was, and why."""
+        self._failed: dict[str, tuple[float, type[ServerError], str]] = {}
+        """Models that did not load: when that was, and what is said of it."""
         self._tokenizers: dict[str, ModelTokenizer] = {}
         self._loading_tokenizer = threading.Lock()
 
@@ -53,7 +53,7 @@ class ModelPool:
 
         Raises:
             UnknownName: this server does not offer it.
-            EngineFailure: it does not load.
+            BadRequest, EngineFailure: it does not load.
         """
         info = self.info(name)
         model = self._alive.get(name)  # an evicted one may still be in use
@@ -69,15 +69,22 @@ class ModelPool:
 
     def _load(self, info: ModelInfo) -> BaseModel:
         started = time.monotonic()
-        failed_at, why = self._failed.get(info.name, (-math.inf, ""))
+        failed_at, kind, why = self._failed.get(info.name, (-math.inf, ServerError, ""))
         if started < failed_at + RETRY_SECONDS:  # or each queued request would load all of it again
-            raise EngineFailure(why)
+            raise kind(why)
         try:
             model = BaseModel(info, self.device, DTYPES[info.dtype])
         except Exception as error:
-            why = f"base model {info.name!r} does not load: {type(error).__name__}: {error}"
-            self._failed[info.name] = (time.monotonic(), why)
-            raise EngineFailure(why) from error
+            kind, why = (
+                EngineFailure,
+                f"base model {info.name!r} does not load: {type(error).__name__}: {error}",
+            )
+            if isinstance(
+                error, BadRequest
+            ):  # it says what is wrong with the model, and trying again is no use
+                kind, why = BadRequest, str(error)
+            self._failed[info.name] = (time.monotonic(), kind, why)
+            raise kind(why) from error
         logger.info("loaded %s (%s) in %.1f s", info.name, info.dtype, time.monotonic() - started)
         return model
 

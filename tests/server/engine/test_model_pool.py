@@ -10,7 +10,7 @@ from tinkerlite_server.engine import model_pool
 from tinkerlite_server.engine.catalog import build_catalog
 from tinkerlite_server.engine.model_pool import ModelPool
 from tinkerlite_server.engine.protocols import EngineLimits, ModelInfo
-from tinkerlite_server.errors import EngineFailure
+from tinkerlite_server.errors import BadRequest, EngineFailure
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,20 @@ def test_a_model_that_does_not_load_is_not_loaded_again_for_each_who_asks(
         models.get(names[0])
     monkeypatch.setattr(model_pool, "RETRY_SECONDS", 0.0)
     assert models.get(names[0]).parameter_bytes
+
+
+def test_what_is_wrong_with_a_model_itself_is_the_callers_error_each_time(
+    names: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    models = pool(names)
+
+    def refuse(*_: object) -> None:
+        raise BadRequest("it scales its logits")
+
+    monkeypatch.setattr(model_pool, "BaseModel", refuse)
+    for _ in range(2):
+        with pytest.raises(BadRequest, match=r"^it scales its logits$"):
+            models.get(names[0])
 
 
 def test_a_model_that_is_evicted_in_use_is_taken_back_and_not_loaded_beside_itself(names: list[str]):
