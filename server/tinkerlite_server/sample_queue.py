@@ -37,9 +37,9 @@ class SampleQueue:
         """By caller."""
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether any request has not been handed to the engine."""
-        return bool(self._lines)
+    def waiting(self) -> int:
+        """Requests that have not been handed to the engine."""
+        return sum(map(len, self._lines.values()))
 
     def put(self, sample: Sample) -> None:
         """Queue a request.

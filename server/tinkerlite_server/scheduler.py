@@ -139,9 +139,13 @@ class Scheduler:
     def _main(self) -> None:
         while True:
             with self._wake:
+                if not self._has_work():
+                    self._sampling.rest()
                 self._wake.wait_for(lambda: self._stopping or self._has_work())
                 if self._stopping:
                     return
+                if not self._training.has_work:  # behind which samples gather anyway
+                    self._sampling.gather()
             try:
                 self.turn()
             except Exception:  # a defect here must not leave every caller waiting for ever

@@ -112,7 +112,7 @@ def test_a_withdrawn_request_is_never_handed_over():
     assert waiting.withdraw("a")
     assert not waiting.withdraw("a")
     assert admitted(waiting) == ["b"]
-    assert not waiting.is_waiting
+    assert waiting.waiting == 0
 
 
 def test_withdrawing_the_last_of_a_callers_requests_leaves_the_others_turns():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -431,6 +432,33 @@ def test_the_thread_sleeps_until_there_is_work_and_stops_when_told(rig: Rig):
     assert isinstance(asyncio.run(rig.futures.wait(request_id, "me", 30.0)), Done)
     assert rig.scheduler.stop(30.0)
     assert "engine" not in {thread.name for thread in set(threading.enumerate()) - others}
+
+
+def test_requests_that_came_side_by_side_are_waited_for_the_next_time(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+):
+    """The first of several prompts must not be read alone; who sends one at a time waits for nobody."""
+
+    def finish(*requests: str) -> list[str]:
+        for request_id in requests:
+            assert isinstance(asyncio.run(rig.futures.wait(request_id, "me", 30.0)), Done)
+        verbs, rig.engine.calls = rig.verbs("submit", "step"), []
+        return verbs
+
+    monkeypatch.setattr("tinkerlite_server.sampling_lane.GATHER_SECONDS", 30.0)
+    together = [rig.sample(max_tokens=1) for _ in range(2)]
+    rig.scheduler.start()
+    finish(*together)
+    first = rig.sample(max_tokens=1)
+    time.sleep(0.1)
+    assert rig.verbs("submit", "step") == []
+    second = rig.sample(max_tokens=1)
+    assert finish(first, second) == [f"submit {first}", f"submit {second}", "step"]
+    monkeypatch.setattr("tinkerlite_server.sampling_lane.GATHER_SECONDS", 0.01)
+    finish(rig.sample(max_tokens=1))
+    monkeypatch.setattr("tinkerlite_server.sampling_lane.GATHER_SECONDS", 30.0)
+    finish(rig.sample(max_tokens=1))
+    assert rig.scheduler.stop(30.0)
 
 
 def test_a_busy_engine_does_not_hold_up_acceptance(rig: Rig):
