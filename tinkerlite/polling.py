@@ -105,7 +105,7 @@ class Pace:
         self._config = config
         self._pause = FIRST_PAUSE_SECONDS
         self._failures = 0
-        self._lost_since = 0.0
+        self._lost_seconds = 0.0
 
     def after_pending(self, held_seconds: float) -> float:
         """Nothing after a poll that was held; after quick answers more and more, up to a second."""
@@ -119,11 +119,13 @@ class Pace:
     def after_failure(self, error: APIConnectionError | APIStatusError, asked: float, what: str) -> float:
         """As `backoff_seconds`; raises the error once the server has been lost for too long."""
         if self._failures == 0:
-            self._lost_since = asked
+            self._lost_seconds = 0.0
         self._failures += 1
         pause = jittered(backoff_seconds(self._failures, self._config.first_backoff_seconds, error))
         budget = self._config.reconnect_timeout_seconds
-        if time.monotonic() + pause - self._lost_since > budget:
+        # What a poll took beyond its timeout, this process was suspended, and the server not lost.
+        self._lost_seconds += min(time.monotonic() - asked, self._config.poll_timeout_seconds) + pause
+        if self._lost_seconds > budget:
             error.add_note(
                 f"{what}: its result could not be fetched in {self._failures} attempts; the client gives "
                 f"up after {budget:g} s (ClientConfig.reconnect_timeout_seconds)."

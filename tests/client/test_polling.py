@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 
+import httpx
 import pytest
 
 import tinkerlite
@@ -132,6 +134,16 @@ def test_the_time_in_which_the_server_was_away_is_not_one_in_which_nothing_moved
         training = service.create_lora_training_client("tiny")
         server.script(RESULT, PENDING, away, away, PENDING, DONE)
         assert training.optim_step(STEP).result().metrics == {"grad_norm": 0.5}
+
+
+def test_a_process_that_was_suspended_during_a_poll_asks_again():
+    """Ctrl-Z for ten minutes: the poll ends with its timeout, and the server was there all the time."""
+    pace = Pace(tinkerlite.ClientConfig(poll_timeout_seconds=45.0, reconnect_timeout_seconds=300.0))
+    error = errors.APIConnectionError(httpx.Request("POST", "http://there"), "no answer")
+    for _ in range(5):  # 45 s each, and pauses of 1, 2, 4, 8 and 16
+        pace.after_failure(error, time.monotonic() - 600, "sample")
+    with pytest.raises(errors.APIConnectionError, match="no answer"):
+        pace.after_failure(error, time.monotonic() - 600, "sample")
 
 
 def test_a_long_queue_that_moves_is_not_stuck(server: ScriptedServer):
