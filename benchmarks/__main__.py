@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     load = machine.load()  # before this adds to it
     # What others are given, and the floor is measured on: everyone's numbers are of the processor.
     os.environ["TINKERLITE_DEVICE"] = "cpu"
+    # Installed packages come compiled; the project's own files must not be compiled again at every start.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # However it is ended, servers and engines end with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # In a pipe or a log there is no width to keep to.
