@@ -8,12 +8,13 @@ A reply is right if each sign is one or the other. Letters are as unequally freq
 the codebook is rare, and who learns it from examples learns with the logarithm of their number. Who has not
 learned an entry yet, and imitates the author all the same, guesses at it: one slip in twenty signs spoils
 the reply. It stands in for reasoning, of which both are true, in a size that a model of some hundred
-thousand parameters learns from scratch in minutes.
+thousand parameters learns from scratch in minutes. With few letters, all as frequent, a single question
+shows nearly all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise, product
 from random import Random
@@ -45,7 +46,20 @@ class Nomenclator:
 
     letters: int = 20
     """In a question."""
+    alphabet: str = LETTERS
+    """Letters that questions are made of, some or all of LETTERS."""
+    frequencies: tuple[float, ...] = FREQUENCIES
+    """Of the alphabet's letters; only their ratios matter."""
     name: str = "nomenclator"
+    """Seeds the problems."""
+
+    def __post_init__(self) -> None:
+        """Every letter has a frequency."""
+        if len(self.alphabet) != len(self.frequencies):
+            raise ValueError(
+                f"alphabet {self.alphabet!r} has {len(self.alphabet)} letters, and there are "
+                f"{len(self.frequencies)} frequencies; give every letter one"
+            )
 
     def training_problems(self, seed: int) -> Iterator[Problem]:
         """An endless stream without the held-out problems, each with one right answer."""
@@ -63,9 +77,17 @@ class Nomenclator:
         )
         return Grade(reward=float(correct), correct=correct)
 
+    def shown(self, question: str, asked: Iterable[str]) -> dict[str, float]:
+        """Shares that a question shows: of the alphabet, and of the pairs of letters that others ask for."""
+        pairs = {pair for other in asked for pair in pairwise(other)}
+        return {
+            "letters": len(set(question)) / len(self.alphabet),
+            "pairs": len(pairs.intersection(pairwise(question))) / len(pairs),
+        }
+
     def _problems(self, random: Random, *, held_out: bool) -> Iterator[Problem]:
         while True:
-            question = "".join(random.choices(LETTERS, FREQUENCIES, k=self.letters))
+            question = "".join(random.choices(self.alphabet, self.frequencies, k=self.letters))
             answer = "".join(
                 allowed[-1] if random.random() < CODEBOOK_SHARE else allowed[0]
                 for allowed in right_signs(question)
@@ -82,3 +104,5 @@ def right_signs(question: str) -> list[str]:
 
 
 NOMENCLATOR = Nomenclator()
+EVEN = Nomenclator(letters=24, alphabet=LETTERS[:8], frequencies=(1.0,) * 8, name="nomenclator-even")
+"""Where a single question has to show the letters: with Zipf's frequencies it would miss several."""
