@@ -21,7 +21,8 @@ token on either side is an ordinary token. What is approximate:
   wrote it: bytes that are no character, a special token inside the reply, text that its tokenizer
   rewrites. The token that ends a reply stands for the one that ends the teacher's.
 
-Exact where their tokens agree; with equal tokenizers this is `Teacher`, number for number.
+Exact where their tokens agree: with equal tokenizers this is `Teacher`, number for number, for replies that
+are cut into tokens as the tokenizer would cut their text. Of another cut the usual one is scored.
 """
 
 from __future__ import annotations
@@ -182,10 +183,6 @@ class ByteSpanTeacher:
         return self._teacher.generation_prompt(
             problem.messages if self._context is None else self._context(problem)
         )
-
-    def prompt_text(self, problem: Problem) -> str:
-        """The same as text."""
-        return self._teacher.text(self.prompt(problem))
 
     def _translate(self, trajectory: Trajectory) -> _Translation:
         ours = trajectory.completion_tokens

@@ -5,10 +5,8 @@ Only the latest are kept, and those expire if nobody comes back for them.
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from cookbook.run_folder import Checkpoint, RunFolder
-from tinkerlite import NotFoundError, RestClient, TrainingClient
+from tinkerlite import NotFoundError, RestClient, TinkerError, TrainingClient
 
 KEPT = 2
 """The one to resume from, and one from before the steps that may have spoiled it."""
@@ -61,5 +59,10 @@ class Checkpoints:
 
     def _drop_all_but(self, count: int) -> None:
         while len(self.saved) > count:
-            with suppress(NotFoundError):  # expired, or deleted by hand
-                self._rest.delete_checkpoint_from_tinker_path(self.saved.pop(0).path).result()
+            path = self.saved.pop(0).path
+            try:
+                self._rest.delete_checkpoint_from_tinker_path(path).result()
+            except NotFoundError:  # expired, or deleted by hand
+                pass
+            except TinkerError as error:  # no reason to end a run: it expires
+                print(f"checkpoint {path} could not be deleted, and stays until it expires: {error}")

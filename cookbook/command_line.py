@@ -36,6 +36,8 @@ def parse(
         description: the recipe's docstring, shown as written.
         configs: instances whose fields are str, int, float, bool or NAMES; no name occurs twice.
         argv: None reads the process's own arguments.
+
+    Exits with the reason where an object does not take a value.
     """
     parser = argparse.ArgumentParser(
         prog=program,
@@ -47,10 +49,13 @@ def parse(
         heading = (inspect.getdoc(type(config)) or "").splitlines()[0].rstrip(".")
         _add_flags(parser.add_argument_group(heading), config)
     given = vars(parser.parse_args(argv))
-    return [
-        replace(config, **{field.name: _value(given[field.name]) for field in fields(config)})
-        for config in configs
-    ]
+    try:
+        return [
+            replace(config, **{field.name: _value(given[field.name]) for field in fields(config)})
+            for config in configs
+        ]
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def _value(given: Any) -> Any:

@@ -171,7 +171,7 @@ Cell = Callable[[Run], str]
 def _last_figures(shown: Sequence[Figure], runs: Sequence[Run]) -> str:
     rows: list[tuple[str, Cell]] = [(figure.title, _last(figure)) for figure in shown]
     rows += [("Steps", _steps), ("Time of updates, minutes", _minutes)]
-    if any("collapse" in run.rows[-1] for run in runs):
+    if any("stopped" in run.rows[-1] for run in runs):
         rows.append(("Stopped", _stopped))
     return _table(rows, runs)
 
@@ -198,7 +198,7 @@ def _minutes(run: Run) -> str:
 
 
 def _stopped(run: Run) -> str:
-    return f'<div class="stopped">{escape(run.rows[-1].get("collapse", ""))}</div>'
+    return f'<div class="stopped">{escape(run.rows[-1].get("stopped", ""))}</div>'
 
 
 def _differences(runs: Sequence[Run]) -> str:

@@ -10,13 +10,13 @@ to runs/demo. With --base-url it uses a running server instead.
 from __future__ import annotations
 
 import argparse
-import json
+import shlex
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,6 +35,7 @@ from cookbook.machine import hardware, peak_rss_mib
 from cookbook.metrics import MetricsFile, Row
 from cookbook.renderers import chatml
 from cookbook.report import write_report
+from cookbook.run_folder import FolderInUse, RunFolder, write_whole
 from cookbook.runs import connect
 from cookbook.server_process import running_server
 from cookbook.summary import print_comparison, run_figures, verdict
@@ -87,7 +88,7 @@ INTRODUCTION = """\
 [bold]One student, two ways to learn.[/bold]
 Both students start from {model}, see the same problems and make the same number of \
 completions ({rollouts}). RL tells a student how good a whole completion was. On-policy distillation (OPD) \
-lets a teacher grade every token of it. Everything runs on this machine, over HTTP: {hardware}.
+lets a teacher grade every token of it. Everything runs on {hardware}, over HTTP.
 """
 
 NEXT = """
@@ -96,8 +97,7 @@ Open {report}: the curves, and completions shaded by what the teacher objects to
 See all the code that lies between the two students:
   diff cookbook/rl.py cookbook/opd.py
 Distil again with your own settings (--help lists them), from the teacher that was just made:
-  tinkerlite serve --model {model} --data-dir {data}
-  python -m cookbook.opd --task {task} --teacher {teacher}
+  {reach}
 """
 
 
@@ -191,10 +191,10 @@ class Demo:
             "\n[bold]2. A teacher:[/bold] the same model, after a little supervised fine-tuning."
         )
         trainer = self._fresh_student()
-        with recorder("teacher", self.metrics, SUPERVISED_COLUMNS, self.console) as record:
-            rows = train_supervised(
-                self.config.teacher, trainer, self.task, renderer=self.renderer, record=record, start=start
-            )
+        record = recorder("teacher", self.metrics, SUPERVISED_COLUMNS, self.console)
+        rows = train_supervised(
+            self.config.teacher, trainer, self.task, renderer=self.renderer, record=record, start=start
+        )
         path = trainer.save_weights_for_sampler("teacher").result().path
         assert path is not None  # named weights have a path
         return self.service.create_sampling_client(model_path=path), rows, path
@@ -203,17 +203,17 @@ class Demo:
         self, name: str, config: TrainConfig, advantages: AdvantageFn, teacher: Teacher, start: Evaluation
     ) -> tuple[SamplingClient, list[Row]]:
         student = self._fresh_student()
-        with recorder(name, self.metrics, ON_POLICY_COLUMNS, self.console) as record:
-            rows = train(
-                config,
-                student,
-                with_format_credit(self.task),
-                renderer=self.renderer,
-                advantages=advantages,
-                teacher=teacher,
-                record=record,
-                start=start,
-            )
+        record = recorder(name, self.metrics, ON_POLICY_COLUMNS, self.console)
+        rows = train(
+            config,
+            student,
+            with_format_credit(self.task),
+            renderer=self.renderer,
+            advantages=advantages,
+            teacher=teacher,
+            record=record,
+            start=start,
+        )
         return student.save_weights_and_get_sampling_client(), rows
 
     def _fresh_student(self) -> TrainingClient:
@@ -249,36 +249,51 @@ def run_demo(config: DemoConfig, out: Path, base_url: str | None, console: Conso
     started = time.monotonic()
     student = config.student
     rollouts = student.steps * student.prompts_per_step * student.group_size
-    console.print(INTRODUCTION.format(model=config.model, rollouts=rollouts, hardware=hardware()))
+    where = f"the server at {base_url}" if base_url else f"this machine, {hardware()}"
+    console.print(INTRODUCTION.format(model=config.model, rollouts=rollouts, hardware=where))
     data = out / "server"
-    shutil.rmtree(data, ignore_errors=True)  # the checkpoints of the last demo
-    server = nullcontext(base_url) if base_url else running_server([config.model], data, out / "server.log")
-    with MetricsFile(out / "metrics.jsonl") as metrics, server as url, connect(url) as service:
+    with ExitStack() as stack:
+        stack.enter_context(RunFolder(out).held())
+        _forget_last(out, None if base_url else data)
+        url = base_url or stack.enter_context(running_server([config.model], data, out / "server.log"))
+        service = stack.enter_context(connect(url))
+        metrics = stack.enter_context(MetricsFile(out / "metrics.jsonl"))
         result = Demo(config, service, metrics, console).run()
+    flags = [*(["--base-url", base_url] if base_url else []), "--out", str(out)]
     summary: dict[str, Any] = {
-        "command": f"python -m cookbook.demo --seed {student.seed}",
+        "command": shlex.join(["python", "-m", "cookbook.demo", "--seed", str(student.seed), *flags]),
         "model": config.model,
         "task": config.task,
         "rollouts": rollouts,
-        "hardware": hardware(),
+        "hardware": where if base_url else hardware(),
         "seconds": time.monotonic() - started,
         "peak_rss_mib": peak_rss_mib(),
         **result.figures,
         "config": asdict(config),
     }
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    (out / "rollouts.json").write_text(json.dumps(result.exhibits, indent=1) + "\n", encoding="utf-8")
+    write_whole(out / "rollouts.json", result.exhibits)
+    write_whole(out / "summary.json", summary)
     report = write_report(out)
     print_comparison(summary, result.rl_rows, result.opd_rows, console)
     if result.ledgers is not None:
         print_ledger(result.ledgers, console)
     console.print("\n".join(verdict(summary)))
-    teacher = result.figures["teacher"]["path"]
-    console.print(
-        NEXT.format(report=report, model=config.model, data=data, task=config.task, teacher=teacher),
-        soft_wrap=True,
-    )
+    distil = f"python -m cookbook.opd --task {config.task} --teacher {result.figures['teacher']['path']}"
+    serve = f"tinkerlite serve --model {config.model} --data-dir {data}"
+    reach = f"{distil} --base-url {base_url}" if base_url else f"{serve}\n  {distil}"
+    console.print(NEXT.format(report=report, reach=reach), soft_wrap=True)
     return summary
+
+
+def _forget_last(out: Path, data: Path | None) -> None:
+    """Remove what the last demo left in the folder, and the checkpoints that its server kept in `data`."""
+    for name in ("summary.json", "rollouts.json", "report.html"):
+        (out / name).unlink(missing_ok=True)
+    if data is None or not data.exists():
+        return
+    if any(data.iterdir()) and not (data / "lock.sqlite").exists():
+        raise SystemExit(f"{data} is there and holds no server's data; choose another folder with --out")
+    shutil.rmtree(data)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -301,6 +316,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_demo(config, given.out, given.base_url, Console(highlight=False))
     except RunStopped as reason:
         raise SystemExit(f"stopped at {reason}") from reason
+    except FolderInUse as error:
+        raise SystemExit(f"{error}.") from error
     except KeyboardInterrupt:
         print("\nInterrupted; the server is stopped.", file=sys.stderr)
         return 130

@@ -33,11 +33,10 @@ def rollout_figures(groups: Sequence[Group]) -> Row:
     rewards = [[t.grade.reward for t in group.trajectories] for group in groups]
     mean_reward = float(np.mean([t.grade.reward for t in trajectories]))
     clusters = rewards if len(groups) > 1 else [[reward] for reward in rewards[0]]
-    half = _half_interval([np.asarray(rewards, np.float32) for rewards in clusters])
     logprobs = np.concatenate([t.logprobs for t in trajectories])
     return {
         "reward": mean_reward,
-        "reward_interval": [mean_reward - half, mean_reward + half],
+        "reward_interval": _interval(mean_reward, [np.asarray(rewards, np.float32) for rewards in clusters]),
         "rollout_accuracy": float(np.mean([t.grade.correct for t in trajectories])),
         "uniform_groups": float(np.mean([min(r) == max(r) for r in rewards])),
         "truncated_fraction": float(np.mean([t.truncated for t in trajectories])),
@@ -61,10 +60,9 @@ def kl_figures(groups: Sequence[Group], teacher_logprobs: list[list[Floats]]) ->
     per_completion = [kl for of_group in by_group for kl in of_group]
     clusters = per_completion if len(by_group) == 1 else [np.concatenate(of_group) for of_group in by_group]
     mean = float(np.mean(np.concatenate(per_completion)))
-    half = _half_interval(clusters)
     return {
         "reverse_kl": mean,
-        "reverse_kl_interval": [mean - half, mean + half],
+        "reverse_kl_interval": _interval(mean, clusters),
         "kl_by_position": _by_position(per_completion),
     }
 
@@ -102,9 +100,12 @@ def clustered_standard_error(clusters: Sequence[Floats]) -> float:
     return float(np.sqrt(scale * np.sum(off**2)) / len(values))
 
 
-def _half_interval(clusters: Sequence[Floats]) -> float:
-    """Half the width of the 95% interval of the mean; Student's t, as there may be few clusters."""
-    return t_95(max(len(clusters) - 1, 1)) * clustered_standard_error(clusters)
+def _interval(mean: float, clusters: Sequence[Floats]) -> list[float] | None:
+    """95% interval of the mean, by Student's t, as there may be few clusters; None for a single one."""
+    if len(clusters) < 2:
+        return None
+    half = t_95(len(clusters) - 1) * clustered_standard_error(clusters)
+    return [mean - half, mean + half]
 
 
 def staleness_figures(groups: Sequence[Group], policy_version: int) -> Row:

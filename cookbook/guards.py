@@ -61,6 +61,8 @@ def not_finite(row: Row) -> list[str]:
 
 def _one_answer(_: Sequence[Row], recent: Sequence[Row]) -> str | None:
     """Every completion of different prompts is the same, and not always right."""
+    if _are_short_on_purpose(recent):
+        return None  # beginnings may well be the same
     if not _all(recent, "distinct_completions", lambda count: count == 1):
         return None
     if not _all(recent, "distinct_prompts", lambda count: count > 1):
@@ -75,6 +77,8 @@ def _one_answer(_: Sequence[Row], recent: Sequence[Row]) -> str | None:
 
 def _sure_and_wrong(earlier: Sequence[Row], recent: Sequence[Row]) -> str | None:
     """No entropy is left, while the answers are wrong or have become so."""
+    if _are_short_on_purpose(recent):
+        return None  # no beginning is right
     if not _all(recent, "entropy", lambda nats: nats < NO_ENTROPY):
         return None
     measured = [row["reverse_kl"] for row in [*earlier, *recent] if row.get("reverse_kl") is not None]
@@ -93,7 +97,7 @@ def _sure_and_wrong(earlier: Sequence[Row], recent: Sequence[Row]) -> str | None
 
 def _no_longer_ends(earlier: Sequence[Row], recent: Sequence[Row]) -> str | None:
     """All completions are cut, in a run in which most used to end by themselves."""
-    if any(row.get("short_on_purpose") for row in recent):
+    if _are_short_on_purpose(recent):
         return None  # how many of these end says nothing
     if not _all(recent, "truncated_fraction", lambda share: share >= NEVER_ENDS):
         return None
@@ -154,7 +158,12 @@ def _gradient_explodes(earlier: Sequence[Row], recent: Sequence[Row]) -> str | N
 
 def _gradient_per_token(row: Row) -> float | None:
     norm = row.get("optimizer_grad_norm")
-    return None if norm is None else float(norm) / (row.get("completion_tokens") or 1)
+    tokens = row.get("completion_tokens") or row.get("trained_tokens") or 1
+    return None if norm is None else float(norm) / tokens
+
+
+def _are_short_on_purpose(rows: Sequence[Row]) -> bool:
+    return any(row.get("short_on_purpose") for row in rows)
 
 
 def _sampler_is_not_the_trainer(_: Sequence[Row], recent: Sequence[Row]) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from cookbook.command_line import NAMES
 from cookbook.guards import RunStopped
 from cookbook.loop import Record
 from cookbook.metrics import MetricsFile, Row
-from cookbook.run_folder import CannotResume, Checkpoint, Position, RunFolder
+from cookbook.run_folder import CannotResume, Checkpoint, FolderInUse, Position, RunFolder
 from cookbook.table import Column, StepTable
 from cookbook.tracking import TrackedRun, Tracker, check_trackers, open_trackers
 from tinkerlite import ServiceClient, TinkerError, TrainingClient
@@ -84,7 +84,18 @@ class KeptRun:
     def open(
         self, service: ServiceClient, student: TrainingClient, columns: Sequence[Column]
     ) -> Generator[Kept, None, None]:
-        """Takes rows and checkpoints until the end of the block."""
+        """Takes rows and checkpoints until the end of the block; exits if another process does."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.folder.held())
+            except FolderInUse as error:
+                raise SystemExit(f"{error}.") from error
+            yield stack.enter_context(self._open(service, student, columns))
+
+    @contextmanager
+    def _open(
+        self, service: ServiceClient, student: TrainingClient, columns: Sequence[Column]
+    ) -> Generator[Kept, None, None]:
         position = self._position or self.folder.start(self._name, self._settings)
         rest = service.create_rest_client()
         checkpoints = Checkpoints(self.folder, student, rest, every=self._every, resumed=position.checkpoint)
@@ -99,9 +110,9 @@ class KeptRun:
         with (
             MetricsFile(self.folder.metrics, keep=len(position.rows)) as metrics,
             open_trackers(self._track, tracked) as trackers,
-            recorder(self._name, metrics, columns, trackers=trackers, earlier=position.rows) as record,
             _stopping_with_reason(checkpoints),
         ):
+            record = recorder(self._name, metrics, columns, trackers=trackers, earlier=position.rows)
             yield Kept(record, position.rows, checkpoints)
 
 
@@ -112,7 +123,6 @@ def _outlives_process(base_url: str) -> bool:
     return not url.strip().startswith("local://") or bool(os.environ.get("TINKERLITE_DATA_DIR"))
 
 
-@contextmanager
 def recorder(
     name: str,
     metrics: MetricsFile,
@@ -121,22 +131,22 @@ def recorder(
     *,
     trackers: Sequence[Tracker] = (),
     earlier: Sequence[Row] = (),
-) -> Generator[Record, None, None]:
+) -> Record:
     """Takes rows: each goes to the file, tagged with the run's name, to trackers, and to a table on screen.
 
     `earlier` are rows that the file has already; they are shown again.
     """
-    with StepTable(name, columns, console) as table:
-        for row in earlier:
-            table.add(row)
+    table = StepTable(name, columns, console)
+    for row in earlier:
+        table.add(row)
 
-        def record(row: Row) -> None:
-            metrics.write({"run": name, **row})
-            for tracker in trackers:
-                tracker.log(row)
-            table.add(row)
+    def record(row: Row) -> None:
+        metrics.write({"run": name, **row})
+        for tracker in trackers:
+            tracker.log(row)
+        table.add(row)
 
-        yield record
+    return record
 
 
 @contextmanager

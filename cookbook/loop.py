@@ -73,6 +73,11 @@ class TrainConfig:
     """Of Adam at the first step. LoRA wants about ten times that of full fine-tuning."""
     decay_to: float = 0.0
     """Share of the learning rate that the steps lead to, in a straight line; 1 keeps it constant."""
+    warmup_steps: int = 0
+    """First steps, in which the learning rate rises to what it would be: Adam's are as large as any,
+    however little their gradients say."""
+    grad_clip_norm: float = 0.0
+    """Largest norm of a step's gradient, which is of the sum over its tokens; 0 leaves it as it is."""
     evaluate_every: int = 5
     """Steps between evaluations on held-out problems; the first and the last step always count."""
     held_out: int = 200
@@ -85,6 +90,20 @@ class TrainConfig:
     """Stop with a reason at signs of collapse (`guards`); otherwise they are only recorded."""
     seed: int = 0
     """Of problems, rollouts and the adapter's start."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, ("prompts_per_step", "group_size", "max_tokens", *MEASURING, "kl_every"))
+
+
+MEASURING = ("evaluate_every", "held_out")
+"""Fields that every configuration has."""
+
+
+def check_positive(config: object, names: Sequence[str]) -> None:
+    """Raises ValueError: a field is less than 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
 
 
 class WatchedTeacher(Scorer, Protocol):
@@ -175,32 +194,36 @@ def train(
             with clock.phase("training"):
                 row |= advantage_figures(values)
                 row |= staleness_figures(groups, step)
-                rate = decayed(config.learning_rate, config.decay_to, step / config.steps)
-                row |= _update(student, groups, values, rate)
+                row |= _update(student, groups, values, adam_params(config, step))
             row["tokens_per_second"] = row["completion_tokens"] / sum(clock.seconds.values())
         row["seconds"] = dict(clock.seconds)
         if teacher is not None and measured:
             row |= kl_figures(groups, teacher.score(groups))
         if step % config.evaluate_every == 0 or is_last:
             row |= measure(sampler)
-        finish_row(row, rows, record, stop=config.stop_when_collapsed)
-        _check_truncation(row, config)
+        finish_row(row, rows, record, stop=config.stop_when_collapsed, reason=_too_many_cut(row, config))
     return rows
 
 
-def finish_row(row: dict[str, Any], rows: list[Row], record: Record, *, stop: bool) -> None:
-    """Record a row after those before it, with its sign of collapse, if any, as `collapse`.
+def finish_row(
+    row: dict[str, Any], rows: list[Row], record: Record, *, stop: bool, reason: str | None = None
+) -> None:
+    """Record a row after those before it: with its sign of collapse, if any, as `collapse` and, if the run
+    ends here, with why as `stopped`.
 
     Raises:
-        RunStopped: there is one, and `stop` says to.
+        RunStopped: there is a sign, and `stop` says to; or there is another `reason`.
     """
     sign = sign_of_collapse([*rows, row])
     if sign:
         row = without_not_finite(row) | {"collapse": sign}
+        reason = sign if stop else reason
+    if reason:
+        row["stopped"] = reason
     record(row)
     rows.append(row)
-    if sign and stop:
-        raise RunStopped(f"step {row['step']}: {sign}.")
+    if reason:
+        raise RunStopped(f"step {row['step']}: {reason}.")
 
 
 def evaluation_figures(evaluation: Evaluation | SampledEvaluation) -> Row:
@@ -256,9 +279,28 @@ def sampled_accuracy_measure(
     return measure
 
 
-def decayed(learning_rate: float, decay_to: float, progress: float) -> float:
-    """The learning rate when a share `progress` of the steps is done: linear from 1 to `decay_to` of it."""
-    return learning_rate * (1 - (1 - decay_to) * progress)
+class Schedule(Protocol):
+    """What `adam_params` reads of a configuration."""
+
+    @property
+    def steps(self) -> int: ...  # noqa: D102 - as in TrainConfig
+    @property
+    def learning_rate(self) -> float: ...  # noqa: D102
+    @property
+    def decay_to(self) -> float: ...  # noqa: D102
+    @property
+    def warmup_steps(self) -> int: ...  # noqa: D102
+    @property
+    def grad_clip_norm(self) -> float: ...  # noqa: D102
+
+
+def adam_params(config: Schedule, step: int) -> AdamParams:
+    """Of the update after `step` others: linear from `learning_rate` to `decay_to` of it, and up to that
+    line over the first `warmup_steps`."""
+    rate = config.learning_rate * (1 - (1 - config.decay_to) * step / config.steps)
+    if step < config.warmup_steps:
+        rate *= (step + 1) / (config.warmup_steps + 1)
+    return AdamParams(learning_rate=rate, grad_clip_norm=config.grad_clip_norm)
 
 
 def completion_limit(config: TrainConfig, step: int) -> int:
@@ -269,12 +311,12 @@ def completion_limit(config: TrainConfig, step: int) -> int:
 
 
 def submit_update(
-    student: TrainingClient, data: list[Datum], loss_fn: str, learning_rate: float
+    student: TrainingClient, data: list[Datum], loss_fn: str, optimizer: AdamParams
 ) -> tuple[ForwardBackwardOutput, OptimStepResponse]:
     """One gradient and one Adam step on it."""
     # Both requests go out before either is awaited, so the server can run them back to back.
     update = student.forward_backward(data, loss_fn)
-    stepped = student.optim_step(AdamParams(learning_rate=learning_rate))
+    stepped = student.optim_step(optimizer)
     return update.result(), stepped.result()
 
 
@@ -282,10 +324,10 @@ def _update(
     student: TrainingClient,
     groups: Sequence[Group],
     credits: Sequence[Sequence[Credit]],
-    learning_rate: float,
+    optimizer: AdamParams,
 ) -> Row:
     trajectories = [t for group in groups for t in group.trajectories]
-    output, stepped = submit_update(student, *training_data(groups, credits), learning_rate)
+    output, stepped = submit_update(student, *training_data(groups, credits), optimizer)
     logprobs = [
         completion_part(fields["logprobs"].to_numpy(), len(t.prompt_tokens))
         for fields, t in zip(output.loss_fn_outputs, trajectories, strict=True)
@@ -293,21 +335,22 @@ def _update(
     # Of several targets a position, the sampled token is the first.
     trainer_logprobs = [values if values.ndim == 1 else values[:, 0] for values in logprobs]
     return {
-        "learning_rate": learning_rate,
+        "learning_rate": optimizer.learning_rate,
         "loss": output.metrics["loss:sum"],
         **agreement_figures(groups, trainer_logprobs),
         **{f"optimizer_{name}": value for name, value in (stepped.metrics or {}).items()},
     }
 
 
-def _check_truncation(row: Row, config: TrainConfig) -> None:
+def _too_many_cut(row: Row, config: TrainConfig) -> str | None:
     fraction, limit = row["truncated_fraction"], config.max_truncated_fraction
-    if fraction > limit and not row.get("short_on_purpose"):
-        raise RunStopped(
-            f"step {row['step']}: {fraction:.0%} of the completions were cut at "
-            f"max_tokens={config.max_tokens}, more than max_truncated_fraction={limit:.0%}. "
-            "Raise one of the two, or check that the prompt's layout lets the model end its turn."
-        )
+    if fraction <= limit or row.get("short_on_purpose"):
+        return None
+    return (
+        f"{fraction:.0%} of the completions were cut at max_tokens={config.max_tokens}, more than "
+        f"max_truncated_fraction={limit:.0%}. Raise one of the two, or check that the prompt's layout lets "
+        "the model end its turn"
+    )
 
 
 class _Clock:

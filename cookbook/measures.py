@@ -35,7 +35,7 @@ def behaviour_measure(problems: Sequence[Problem], *, renderer: Renderer, max_to
             "instructions_strict": scores.instruction_strict,
             "instructions_loose": scores.instruction_loose,
             "behaviour_by_kind": scores.by_kind,
-            "replies_truncated": sum(reply.truncated for reply in replies) / len(replies),
+            "behaviour_truncated": sum(reply.truncated for reply in replies) / len(replies),
         }
 
     return measure

@@ -72,12 +72,14 @@ class RoutedTeachers:
         self, teachers: Mapping[str, Teacher], route: Callable[[Problem], str] = lambda problem: problem.task
     ) -> None:
         self._teachers = dict(teachers)
+        self._all = list(dict.fromkeys(teachers.values()))
+        """Each once, though it may have several names."""
         self._route = route
 
     @property
     def work(self) -> Work:
         """Of all of them."""
-        return work.total(teacher.work for teacher in self._teachers.values())
+        return work.total(teacher.work for teacher in self._all)
 
     def start(self, group: Group) -> None:
         """See `Teacher.start`."""
@@ -101,7 +103,7 @@ class RoutedTeachers:
         for group in groups:  # so that no teacher waits for the one before it
             self.start(group)
         answers: dict[Group, list[Scores]] = {}
-        for teacher in self._teachers.values():
+        for teacher in self._all:
             own = [group for group in groups if self._teacher_of(group) is teacher]
             answers |= zip(own, ask(teacher, own), strict=True)
         return [answers[group] for group in groups]

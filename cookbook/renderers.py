@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
@@ -139,7 +140,14 @@ class Renderer:
         ends = [index for index, token in enumerate(tokens) if token in self.stop_tokens]
         said = tokens[: ends[0]] if ends else tokens
         text = str(self.tokenizer.decode(said, skip_special_tokens=True))
-        return Reply(_after_thoughts(text), finished=bool(ends))
+        return Reply(_after_thoughts(text, begins_inside=self._thinks_first), finished=bool(ends))
+
+    @cached_property
+    def _thinks_first(self) -> bool:
+        """Whether prompts end inside a thought, as those of models that always think do."""
+        segments = self._layout([Message(role="user", content="A")], True)
+        prompt = "".join(segment.text for segment in segments)
+        return prompt.rfind(THOUGHT) > prompt.rfind(END_OF_THOUGHT)
 
     def token_texts(self, tokens: Sequence[int]) -> list[str]:
         """Each token as text on its own, for display: parts of one character show as U+FFFD."""
@@ -237,10 +245,10 @@ def token_map_hash(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
-def _after_thoughts(text: str) -> str:
+def _after_thoughts(text: str, *, begins_inside: bool) -> str:
     if END_OF_THOUGHT in text:
         return text.rpartition(END_OF_THOUGHT)[2].lstrip()
-    return "" if text.lstrip().startswith(THOUGHT) else text
+    return "" if begins_inside or text.lstrip().startswith(THOUGHT) else text
 
 
 def _end_of_turn(tokenizer: Tokenizer, written: Callable[[Sequence[Message], bool], str]) -> str:

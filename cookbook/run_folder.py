@@ -11,10 +11,12 @@ would have made. Rows made after the checkpoint are dropped, and made again.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,10 @@ class Position:
     """The weights to go on from; None at the very beginning."""
 
 
+class FolderInUse(RuntimeError):
+    """Another process is at work on the run in a folder."""
+
+
 class RunFolder:
     """The files of one run."""
 
@@ -59,6 +65,24 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self._run = path / "run.json"
         self._checkpoint = path / "checkpoint.json"
+
+    @contextmanager
+    def held(self) -> Generator[None, None, None]:
+        """Nobody else works in it until the end of the block, or of the process.
+
+        Raises:
+            FolderInUse: somebody does already.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise FolderInUse(
+                    f"another process is at work on the run in {self.path}; give this one a folder of its "
+                    "own with --out"
+                ) from error
+            yield
 
     def start(self, recipe: str, settings: Mapping[str, Any]) -> Position:
         """Begin a run; what an earlier one left here no longer counts."""

@@ -19,17 +19,18 @@ from cookbook.keeping import Keeping, KeptRun
 from cookbook.ledger import ModelShape, UnknownShape, ledger, print_ledger
 from cookbook.loop import BeforeStep, Record, TrainConfig
 from cookbook.metrics import Row, read_metrics
-from cookbook.renderers import RENDERERS, Renderer
+from cookbook.renderers import RENDERERS, Renderer, RendererError, Tokenizer
 from cookbook.rollouts import Task
 from cookbook.run_folder import Checkpoint
 from cookbook.supervised import SupervisedConfig
 from cookbook.table import ON_POLICY_COLUMNS, SUPERVISED_COLUMNS
 from cookbook.tasks import TASKS, with_format_credit
 from cookbook.teacher_probe import examine_teacher
-from cookbook.teachers import Teacher
+from cookbook.teachers import Teacher, VocabularyMismatch
 from tinkerlite import (
     APIConnectionError,
     APIStatusError,
+    CapabilityError,
     ClientConfig,
     RequestFailedError,
     SamplingClient,
@@ -49,9 +50,9 @@ class Setup:
     """Server that trains and samples; local://MODEL runs one in this process. If not given,
     TINKERLITE_BASE_URL, else http://127.0.0.1:8000."""
     model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    """Base model, by the server's name for it."""
+    """Base model of fresh weights, by the server's name for it."""
     start_from: str = ""
-    """Saved training weights (tinker://...) to start from; a fresh adapter if not given."""
+    """Saved training weights (tinker://...) to start from, of whatever base model and rank they are."""
     rank: int = 32
     """Rank of a fresh LoRA adapter; 0 trains all weights instead, at about a tenth of the learning rate."""
     task: str = "sums"
@@ -120,7 +121,7 @@ def open_supervised_run(
     run = KeptRun(name, keeping, settings=_settings(setup, config), base_url=setup.base_url)
     with connect(setup.base_url) as service:
         student = _open_student(service, setup, config.seed, run.resumed)
-        renderer = choose("renderer", setup.renderer, RENDERERS)(student.get_tokenizer())
+        renderer = _renderer(setup.renderer, student.get_tokenizer())
         task = choose("task", setup.task, TASKS)
         with run.open(service, student, SUPERVISED_COLUMNS) as kept:
             yield SupervisedRun(config, student, task, renderer, kept.record, kept.earlier, kept.checkpoint)
@@ -140,27 +141,17 @@ def open_on_policy_run(
     run = KeptRun(name, keeping, settings=_settings(setup, compared, config), base_url=setup.base_url)
     with connect(setup.base_url) as service:
         student = _open_student(service, setup, config.seed, run.resumed)
-        tokenizer = student.get_tokenizer()
-        renderer = choose("renderer", setup.renderer, RENDERERS)(tokenizer)
+        renderer = _renderer(setup.renderer, student.get_tokenizer())
         task = choose("task", setup.task, TASKS)
-        sampler = open_sampler(service, compared.teacher or setup.model)
-        own, theirs = compared.teacher_renderer, sampler.get_tokenizer()
-        if compared.byte_spans:
-            layout = choose("renderer", own or setup.renderer, RENDERERS)(theirs)
-            teacher = ByteSpanTeacher(sampler, renderer, layout)
-            probe = examine_teacher(Teacher(sampler, theirs), task, layout, theirs, student=renderer)
-        else:
-            # Tokenizers of one vocabulary may still have templates of their own.
-            teacher = Teacher(sampler, tokenizer, choose("renderer", own, RENDERERS)(theirs) if own else None)
-            probe = examine_teacher(teacher, task, renderer, theirs)
-        print("\n".join(probe.lines()))
+        teacher_name = compared.teacher or _base_of(student, setup)
+        teacher = _open_teacher(open_sampler(service, teacher_name), setup, compared, task, renderer)
         graded = with_format_credit(task) if compared.format_credit else task
         with run.open(service, student, ON_POLICY_COLUMNS) as kept:
             yield OnPolicyRun(
                 config, student, graded, renderer, teacher, kept.record, kept.earlier, kept.checkpoint
             )
         kept.checkpoint.finish(Checkpoint(step=config.steps, path=_save(student, name)))
-        _print_cost(run.folder.path, student, compared.teacher or setup.model, service)
+        _print_cost(run.folder.path, student, teacher_name, service)
 
 
 @contextmanager
@@ -182,6 +173,46 @@ def open_sampler(service: ServiceClient, name: str) -> SamplingClient:
     if name.startswith("tinker://"):
         return service.create_sampling_client(model_path=name)
     return service.create_sampling_client(base_model=name)
+
+
+def _open_teacher(
+    sampler: SamplingClient, setup: Setup, compared: TeacherSetup, task: Task, renderer: Renderer
+) -> Teacher | ByteSpanTeacher:
+    """Probed, with what it reads on the screen; exits where it cannot teach this student."""
+    own, theirs = compared.teacher_renderer, sampler.get_tokenizer()
+    try:
+        if compared.byte_spans:
+            layout = _renderer(own or setup.renderer, theirs, flag="--teacher-renderer")
+            teacher = ByteSpanTeacher(sampler, renderer, layout)
+            probe = examine_teacher(Teacher(sampler, theirs), task, layout, theirs, student=renderer)
+        else:
+            # Tokenizers of one vocabulary may still have templates of their own.
+            layout = _renderer(own, theirs, flag="--teacher-renderer") if own else None
+            teacher = Teacher(sampler, renderer.tokenizer, layout)
+            probe = examine_teacher(teacher, task, renderer, theirs)
+    except VocabularyMismatch as error:
+        advice = "" if compared.byte_spans else "\nWith --byte-spans it can grade all the same."
+        raise SystemExit(f"{error}{advice}") from error
+    except (RendererError, CapabilityError) as error:
+        raise SystemExit(f"the teacher cannot be used: {error}") from error
+    print("\n".join(probe.lines()))
+    return teacher
+
+
+def _renderer(name: str, tokenizer: Tokenizer, flag: str = "--renderer") -> Renderer:
+    """By its name; exits where the tokenizer has no such layout."""
+    try:
+        return choose("renderer", name, RENDERERS)(tokenizer)
+    except RendererError as error:
+        others = " or ".join(other for other in RENDERERS if other != name)
+        raise SystemExit(f"{flag} {name}: {error}\nThere is {flag} {others} as well.") from error
+
+
+def _base_of(student: TrainingClient, setup: Setup) -> str:
+    """The base model that the student trains, which is not the one named if it started from saved weights."""
+    if not setup.start_from:
+        return setup.model
+    return student.get_info().model_data.model_name or setup.model
 
 
 def choose(kind: str, name: str, options: Mapping[str, Choice]) -> Choice:

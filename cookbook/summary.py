@@ -111,4 +111,6 @@ def _compared(opd_steps: int | None, rl_steps: int | None) -> str:
         )
     if opd_steps < rl_steps:
         return f"OPD needed {opd_steps} steps where RL needed {rl_steps}."
+    if rl_steps < opd_steps:
+        return f"RL needed {rl_steps} steps where OPD needed {opd_steps}: its rewards came easily here."
     return "RL was as quick here: where rewards come easily, a teacher adds little."

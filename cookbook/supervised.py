@@ -15,11 +15,13 @@ from typing import Any
 from cookbook.datums import supervised_datum
 from cookbook.evaluation import Evaluation
 from cookbook.loop import (
+    MEASURING,
     BeforeStep,
     Measure,
     Record,
     accuracy_measure,
-    decayed,
+    adam_params,
+    check_positive,
     finish_row,
     no_checkpoint,
     submit_update,
@@ -29,6 +31,7 @@ from cookbook.renderers import Message, RenderedExample, Renderer
 from cookbook.rollouts import Problem, Task
 from cookbook.work import Work, as_row, sampling, total, training
 from tinkerlite import TrainingClient
+from tinkerlite.types import AdamParams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,10 @@ class SupervisedConfig:
     """Of Adam at the first step. LoRA wants about ten times that of full fine-tuning."""
     decay_to: float = 0.0
     """Share of the learning rate that the steps lead to, in a straight line; 1 keeps it constant."""
+    warmup_steps: int = 0
+    """First steps, in which the learning rate rises to what it would be."""
+    grad_clip_norm: float = 0.0
+    """Largest norm of a step's gradient, which is of the sum over its tokens; 0 leaves it as it is."""
     evaluate_every: int = 5
     """Steps between evaluations on held-out problems; the first and the last step always count."""
     held_out: int = 200
@@ -53,6 +60,9 @@ class SupervisedConfig:
     """Stop with a reason at signs of collapse (`guards`); otherwise they are only recorded."""
     seed: int = 0
     """Of problems and the adapter's start."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, ("batch_size", "max_tokens", *MEASURING))
 
 
 def train_supervised(
@@ -122,22 +132,22 @@ def train_on_examples(
             row |= measure(student.save_weights_and_get_sampling_client())
         if not is_last:
             batch = list(islice(examples, config.batch_size))
-            rate = decayed(config.learning_rate, config.decay_to, step / config.steps)
-            row |= _update(student, batch, rate)
+            row |= _update(student, batch, adam_params(config, step))
         finish_row(row, rows, record, stop=config.stop_when_collapsed)
     return rows
 
 
-def _update(student: TrainingClient, examples: list[RenderedExample], learning_rate: float) -> Row:
+def _update(student: TrainingClient, examples: list[RenderedExample], optimizer: AdamParams) -> Row:
     started = time.monotonic()
     output, stepped = submit_update(
-        student, [supervised_datum(example) for example in examples], "cross_entropy", learning_rate
+        student, [supervised_datum(example) for example in examples], "cross_entropy", optimizer
     )
-    trained = sum(float(example.mask[1:].sum()) for example in examples)
+    trained = int(sum(example.mask[1:].sum() for example in examples))
     return {
         "loss_per_token": output.metrics["loss:sum"] / trained,
+        "trained_tokens": trained,
         "work": as_row(_work(examples)),
-        "learning_rate": learning_rate,
+        "learning_rate": optimizer.learning_rate,
         "tokens_per_second": sum(len(e.tokens) for e in examples) / (time.monotonic() - started),
         **{f"optimizer_{name}": value for name, value in (stepped.metrics or {}).items()},
     }

@@ -1,4 +1,4 @@
-"""Tables of steps: live in a terminal, plain lines anywhere else.
+"""Tables of steps, a line each as soon as it is known.
 
 Knows what rows look like, and nothing about how they came about.
 """
@@ -7,13 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
 from cookbook.metrics import Row
 
@@ -65,44 +61,25 @@ SUPERVISED_COLUMNS = (
 
 
 class StepTable:
-    """A table that grows while a run goes on; use it as a context manager."""
+    """A table that grows while a run goes on, below its heading, which is printed when it is made.
+
+    Lines, in a terminal too: a table that is drawn anew hides its newest rows once it is taller than the
+    window.
+    """
 
     def __init__(self, title: str, columns: Sequence[Column], console: Console | None = None) -> None:
         self._console = console or Console(highlight=False)
         self._columns = columns
-        self._table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-        for column in columns:
-            self._table.add_column(column.title, justify="right", min_width=column.width, no_wrap=True)
-        self._title = title
-        self._live: Live | None = None
+        self._console.print(title, style="italic", markup=False, soft_wrap=True)
+        self._print_line([column.title for column in columns], style="bold")
 
     def add(self, row: Row) -> None:
         """Show one more step."""
-        cells = [column.show(row) for column in self._columns]
-        self._table.add_row(*cells)
-        if self._live is not None:
-            self._live.refresh()
-        else:
-            self._print_line(cells)
+        self._print_line([column.show(row) for column in self._columns])
 
-    def _print_line(self, cells: Sequence[Any]) -> None:
+    def _print_line(self, cells: Sequence[Any], style: str = "") -> None:
         padded = [
             f"{cell:>{max(column.width, len(column.title))}}"
             for column, cell in zip(self._columns, cells, strict=True)
         ]
-        self._console.print("  ".join(padded), markup=False, soft_wrap=True)
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._live = Live(self._table, console=self._console, auto_refresh=False)
-            self._live.start(refresh=True)
-        else:
-            self._console.print(self._title, markup=False, soft_wrap=True)
-            self._print_line([column.title for column in self._columns])
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self._console.print("  ".join(padded), style=style, markup=False, soft_wrap=True)

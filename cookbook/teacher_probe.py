@@ -71,9 +71,11 @@ def probe_teacher(
 
     Raises:
         CapabilityError: its backend returns no logprobs, too few, or none that are logprobs.
+        RendererError: its layout ends replies with another token than the student's.
     """
     own = [renderer.generation_prompt(problem.messages) for problem in problems]
     answers = [_answer(problem, prompt, renderer) for problem, prompt in zip(problems, own, strict=True)]
+    _check_end(renderer, teacher.renderer)
     read = [teacher.prompt(problem, prompt) for problem, prompt in zip(problems, own, strict=True)]
     others: dict[str, float] = {}
     for name, layout in layouts.items():
@@ -107,6 +109,15 @@ def examine_teacher(
     if student is None:
         return probe
     return replace(probe, student_reads=student.text(student.generation_prompt(problems[0].messages)))
+
+
+def _check_end(student: Renderer, teacher: Renderer | None) -> None:
+    if teacher is not None and student.stop_tokens[0] not in teacher.stop_tokens:
+        ours, theirs = (each.text(each.stop_tokens[:1]) for each in (student, teacher))
+        raise RendererError(
+            f"the student ends a reply with {ours!r} and the teacher's layout with {theirs!r}: every ending "
+            "would be graded as a mistake. Give both a layout with the same end"
+        )
 
 
 def _answer(problem: Problem, prompt: Sequence[int], renderer: Renderer) -> list[int]:

@@ -75,6 +75,11 @@ class Teacher:
         self._asked: dict[Group, list[APIFuture[SampleResponse]]] = {}  # groups compare by identity
         self._known: dict[Group, list[_Opinion]] = {}
 
+    @property
+    def renderer(self) -> Renderer | None:
+        """Its own layout of prompts; None where it reads what the student reads."""
+        return self._renderer
+
     def reading(self, context: Context, renderer: Renderer) -> Teacher:
         """The same weights, told something else: a teacher that knows more than the student."""
         return Teacher(self._sampler, self._student_tokenizer, renderer, context)

@@ -52,11 +52,8 @@ class Bench:
         self, run: str, columns: Sequence[Column] = ON_POLICY_COLUMNS
     ) -> Generator[Record, None, None]:
         """Takes the rows of one run, from `train` or `train_supervised`, and writes each with its name."""
-        with (
-            self.trackers(run) as trackers,
-            recorder(run, self.metrics, columns, self.console, trackers=trackers) as record,
-        ):
-            yield record
+        with self.trackers(run) as trackers:
+            yield recorder(run, self.metrics, columns, self.console, trackers=trackers)
 
     def note(self, run: str, **figures: Any) -> None:
         """Write one row of figures that belong to no step."""

@@ -54,6 +54,12 @@ def test_an_unknown_flag_is_an_error(capsys: pytest.CaptureFixture[str]):
     assert "unrecognized arguments: --hours 1" in capsys.readouterr().err
 
 
+def test_a_value_that_the_recipe_does_not_take_is_an_error(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        parse("train", "Train.", [TrainConfig()], ["--evaluate-every", "0"])
+    assert "evaluate_every is 0; it must be at least 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("config", [Setup, TeacherSetup, Keeping, TrainConfig, SupervisedConfig])
 def test_every_field_of_a_recipe_is_explained(config: type):
     assert set(field_docstrings(config)) == set(config.__dataclass_fields__)

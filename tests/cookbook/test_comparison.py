@@ -39,7 +39,7 @@ def rows(run: str, scale: float, **last: Any) -> list[dict[str, Any]]:
 def folders(tmp_path: Path) -> list[Path]:
     return [
         write_run(tmp_path / "opd", rows("opd", 3.0), rank=4, task="sums", teacher=NASTY),
-        write_run(tmp_path / "rl", rows("rl", 6.0, collapse="gone <wrong>"), rank=8, task="sums", teacher=""),
+        write_run(tmp_path / "rl", rows("rl", 6.0, stopped="gone <wrong>"), rank=8, task="sums", teacher=""),
     ]
 
 

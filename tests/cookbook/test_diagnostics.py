@@ -68,6 +68,12 @@ def test_with_one_prompt_the_interval_is_over_its_completions():
     assert (low, high) == pytest.approx((2 - 12.706, 2 + 12.706), abs=1e-3)
 
 
+def test_a_single_completion_has_no_interval():
+    group = make_group(make_trajectory(logprobs=[0.0]))
+    assert kl_figures([group], [[np.float32([-1.0])]])["reverse_kl_interval"] is None
+    assert rollout_figures([group])["reward_interval"] is None
+
+
 def test_staleness_is_how_many_updates_behind_the_rollouts_are():
     trajectory = make_trajectory(logprobs=[-1.0])
     groups = [

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cookbook.guards import PATIENCE, sign_of_collapse
+from cookbook.guards import PATIENCE, RunStopped, sign_of_collapse
 from cookbook.loop import finish_row
 from cookbook.metrics import Row
 
@@ -99,6 +99,26 @@ def test_rollouts_that_are_short_on_purpose_may_all_be_cut(short: range):
     assert sign_of_collapse(rows) is None
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"distinct_completions": 1, "rollout_accuracy": 0.0},
+        {"entropy": 0.001, "rollout_accuracy": 0.0, "reverse_kl": 2.0},
+    ],
+)
+def test_beginnings_may_all_be_the_same_and_none_of_them_is_right(change: dict[str, Any]):
+    assert sign_of_collapse(run(*[change] * PATIENCE)) is not None
+    assert sign_of_collapse(run(*[change | {"short_on_purpose": True}] * PATIENCE)) is None
+
+
+def test_supervised_gradients_are_compared_by_the_token_as_well():
+    rows = [{"step": step, "optimizer_grad_norm": 1.0, "trained_tokens": 10} for step in range(6)]
+    rows += [{"step": step, "optimizer_grad_norm": 500.0, "trained_tokens": 1000} for step in range(6, 9)]
+    assert sign_of_collapse(rows) is None
+    few = [row | {"trained_tokens": 10} for row in rows]
+    assert "gradient norm is 500" in (sign_of_collapse(few) or "")
+
+
 def test_a_teacher_that_is_measured_now_and_then_may_still_agree_with_a_student_that_is_sure():
     sure = {"entropy": 0.001, "rollout_accuracy": 0.0, "reverse_kl": None}
     agrees = [HEALTHY | {"reverse_kl": 0.01, "rollout_accuracy": 0.0, "step": step} for step in range(3)]
@@ -142,4 +162,14 @@ def test_a_run_that_is_told_to_go_on_records_the_sign_and_goes_on():
     [row] = recorded
     assert row["loss"] is None
     assert row["collapse"].startswith("no finite number: loss.")
+    assert "stopped" not in row
     assert rows == recorded
+
+
+def test_the_last_row_of_a_run_that_was_stopped_says_why():
+    recorded: list[Row] = []
+    with pytest.raises(RunStopped, match="step 0: no finite number"):
+        finish_row({"step": 0, "loss": float("inf")}, [], recorded.append, stop=True)
+    with pytest.raises(RunStopped, match="step 0: too long"):
+        finish_row({"step": 0}, [], recorded.append, stop=False, reason="too long")
+    assert [row["stopped"][:8] for row in recorded] == ["no finit", "too long"]

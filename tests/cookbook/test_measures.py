@@ -47,8 +47,8 @@ def test_behaviour_is_the_strict_score_of_greedy_replies(base: SamplingClient, r
     assert row["behaviour"] == scores.prompt_strict
     assert row["behaviour_loose"] >= row["behaviour"]
     assert row["behaviour_by_kind"].keys() == {"Keywords", "WordCount", "NoCommas"}
-    assert row["replies_truncated"] == sum(reply.truncated for reply in replies) / 6
-    assert behaviour_measure(problems, renderer=renderer, max_tokens=1)(base)["replies_truncated"] == 1.0
+    assert row["behaviour_truncated"] == sum(reply.truncated for reply in replies) / 6
+    assert behaviour_measure(problems, renderer=renderer, max_tokens=1)(base)["behaviour_truncated"] == 1.0
 
 
 def test_a_greedy_reply_is_cut_where_it_does_not_end(base: SamplingClient, renderer: Renderer):

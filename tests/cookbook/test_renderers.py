@@ -1,4 +1,5 @@
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from cookbook.renderers import (
     Message,
     Renderer,
     RendererError,
+    Segment,
     chat_template,
     chatml,
     token_map_hash,
@@ -150,6 +152,18 @@ def test_a_tokenizer_without_a_template_and_a_template_that_refuses_are_answered
 def test_thoughts_are_no_part_of_a_reply(renderer: Renderer, tokenizer: Any, said: str, reply: str):
     tokens = tokenizer.encode(said, add_special_tokens=False)
     assert renderer.parse([*tokens, *renderer.stop_tokens]).text == reply
+
+
+def test_a_reply_to_a_prompt_that_opens_a_thought_begins_only_after_its_end(tokenizer: Any):
+    """Cut before that it says nothing, though its tokens hold no mark at all."""
+
+    def layout(messages: Sequence[Message], reply_next: bool) -> list[Segment]:
+        return [Segment("A <think>" if reply_next else "A", False)]
+
+    renderer = Renderer(tokenizer, layout, "<|im_end|>")
+    cut, whole = (tokenizer.encode(said, add_special_tokens=False) for said in ("2 + 3 is", "2</think>five"))
+    assert renderer.parse(cut).text == ""
+    assert renderer.parse([*whole, *renderer.stop_tokens]).text == "five"
 
 
 def test_chatml_needs_a_tokenizer_that_has_its_tokens(tokenizer: Any):

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from cookbook.metrics import MetricsFile
-from cookbook.run_folder import CannotResume, Checkpoint, RunFolder
+from cookbook.run_folder import CannotResume, Checkpoint, FolderInUse, RunFolder
 
 SETTINGS = {"steps": 10, "rank": 4}
 
@@ -49,6 +49,15 @@ def test_a_finished_run_says_so_and_how_to_train_on(tmp_path: Path):
         CannotResume, match=r"finished, after 10 steps.*--start-from tinker://run/weights/opd"
     ):
         folder.resume("opd", SETTINGS)
+
+
+def test_two_processes_do_not_work_on_one_run(tmp_path: Path):
+    with RunFolder(tmp_path).held():
+        refused = pytest.raises(FolderInUse, match="another process is at work on the run in")
+        with refused, RunFolder(tmp_path).held():
+            pass
+    with RunFolder(tmp_path).held():
+        pass
 
 
 def test_an_empty_folder_has_no_run(tmp_path: Path):

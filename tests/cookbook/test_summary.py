@@ -71,6 +71,7 @@ def test_the_verdict_says_what_happened_and_no_more():
 def test_the_verdict_does_not_praise_distillation_when_it_lost():
     assert "did not catch up" in verdict(summary(None, 10))[-1]
     assert "RL was as quick here" in verdict(summary(10, 10))[-1]
+    assert verdict(summary(10, 5))[-1].startswith("RL needed 5 steps where OPD needed 10")
     assert verdict(summary(5, 10))[-1] == "OPD needed 5 steps where RL needed 10."
 
 

@@ -17,9 +17,9 @@ ROW = {
 
 def printed(*rows: dict[str, object], terminal: bool) -> str:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100, color_system=None)
-    with StepTable("opd", ON_POLICY_COLUMNS, console) as table:
-        for row in rows:
-            table.add(row)
+    table = StepTable("opd", ON_POLICY_COLUMNS, console)
+    for row in rows:
+        table.add(row)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -33,8 +33,12 @@ def test_without_a_terminal_every_step_is_one_plain_line():
     assert len({len(line) for line in lines[1:]}) == 1
 
 
-def test_in_a_terminal_the_table_is_redrawn_with_the_same_cells():
-    assert "83.0% [77, 88]" in printed(ROW, terminal=True)
+def test_in_a_terminal_every_step_is_a_line_as_well():
+    """So that the newest is seen, however many there are."""
+    rows = [{"step": step} for step in range(100)]
+    assert [line.split() for line in printed(*rows, terminal=True).splitlines()[2:102]] == [
+        [str(step)] for step in range(100)
+    ]
 
 
 def test_a_step_that_was_not_evaluated_shows_no_accuracy():

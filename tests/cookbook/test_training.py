@@ -15,7 +15,7 @@ from cookbook.advantages import AdvantageFn, group_relative, kl_per_token, rever
 from cookbook.diagnostics import kl_figures
 from cookbook.evaluation import Evaluation, evaluate
 from cookbook.guards import RunStopped
-from cookbook.loop import TrainConfig, decayed, train
+from cookbook.loop import TrainConfig, adam_params, train
 from cookbook.metrics import Row
 from cookbook.renderers import Renderer, chat_template
 from cookbook.rollouts import Group, rollout
@@ -178,9 +178,24 @@ def test_a_teacher_of_another_vocabulary_is_refused_by_token(
 
 
 def test_the_learning_rate_falls_in_a_straight_line_to_a_share_of_itself():
-    rates = [decayed(0.01, decay_to=0.2, progress=step / 4) for step in range(4)]
-    assert rates == pytest.approx([0.01, 0.008, 0.006, 0.004])
-    assert decayed(0.01, decay_to=1.0, progress=0.75) == 0.01
+    falling = TrainConfig(steps=4, learning_rate=0.01, decay_to=0.2)
+    assert rates(falling) == pytest.approx([0.01, 0.008, 0.006, 0.004])
+    assert rates(replace(falling, decay_to=1.0)) == [0.01] * 4
+
+
+def test_over_the_first_steps_it_rises_to_that_line():
+    rising = TrainConfig(steps=5, learning_rate=0.01, decay_to=1.0, warmup_steps=3)
+    assert rates(rising) == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
+
+
+def rates(config: TrainConfig) -> list[float]:
+    return [adam_params(config, step).learning_rate for step in range(config.steps)]
+
+
+@pytest.mark.parametrize("name", ["evaluate_every", "kl_every", "held_out", "group_size"])
+def test_a_count_of_none_is_refused_by_name(name: str):
+    with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1"):
+        replace(TrainConfig(), **{name: 0})
 
 
 @pytest.fixture
