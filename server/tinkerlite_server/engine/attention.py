@@ -33,6 +33,8 @@ _MOST_PAIRS = 1 << 19
 """Of queries and keys in a batch, for all heads: what stays in a processor's cache, as fp32."""
 _LEAST_FILLED = 0.75
 """A batch's shortest block has at least this share of the rows of its longest."""
+_REPEATS_KEYS = torch.__version__ < "2.14"
+"""Earlier ones have no kernel on CUDA for grouped heads behind a mask but the one that makes all scores."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +110,9 @@ class BlockAttention:
             if block.past is not None:
                 k_GTD, v_GTD = block.past.and_then(layer, k_GTD, v_GTD)
                 mask = self._after(block.past.tokens, block.rows, q_HND.device)
+            if mask is not None and _REPEATS_KEYS and q_HND.device.type == "cuda":
+                times = q_HND.shape[0] // k_GND.shape[0]
+                k_GTD, v_GTD = (each.repeat_interleave(times, dim=0) for each in (k_GTD, v_GTD))
             output_HTD = F.scaled_dot_product_attention(
                 q_HND[None, :, rows],
                 k_GTD[None],
@@ -115,7 +120,7 @@ class BlockAttention:
                 attn_mask=mask,
                 is_causal=mask is None,
                 scale=scaling,
-                enable_gqa=q_HND.shape[0] != k_GND.shape[0],
+                enable_gqa=q_HND.shape[0] != k_GTD.shape[0],
             )[0]
             outputs.append(output_HTD)
         return torch.cat(outputs, dim=1).transpose(0, 1)

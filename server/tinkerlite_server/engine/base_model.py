@@ -74,13 +74,15 @@ class BaseModel:
         self.info = info
         self.device = device
         self.dtype = dtype
-        # A few tokens from all over the vocabulary; as transformers computes them, to compare with.
-        probe = np.arange(1, 9) * (info.vocab_size // 10)
-        expected: Tensor | None = None
+        # A few tokens from all over the vocabulary, in two orders with one beginning; as transformers
+        # computes each sequence alone, to compare with.
+        probe = np.arange(1, 11) * (info.vocab_size // 12)
+        probes = [probe, np.concatenate([probe[:5], probe[:4:-1]])]
+        expected: list[Tensor] = []
         if model is None:
             model = load_transformers_model(info.folder, dtype)
             model.to(device).eval().requires_grad_(False)
-            expected = _transformers_logprobs(model, probe)
+            expected = [_transformers_logprobs(model, each) for each in probes]
         self.bank = LoraBank(model)
         self._body: nn.Module = model.get_decoder()
         self.unembed = Unembedding(model.get_output_embeddings())
@@ -92,22 +94,28 @@ class BaseModel:
         self.query_heads: int = config.num_attention_heads
         self.kv_heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         self.head_size: int = getattr(config, "head_dim", None) or config.hidden_size // self.query_heads
-        if expected is not None:
-            self._check(probe, expected)
+        if expected:
+            self._check(probes, expected)
         self.parameter_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
         self.parameter_bytes += self.unembed.extra_bytes + (self._lean.extra_bytes if self._lean else 0)
 
-    def _check(self, probe: Ids, expected: Tensor) -> None:
-        """What this engine leaves out of transformers' own forward must not matter.
+    def _check(self, probes: Sequence[Ids], expected: Sequence[Tensor]) -> None:
+        """What this engine leaves out of transformers' own forward must not matter, nor may sequences of a
+        pass.
 
-        Scaled or capped logits, attention sinks and the like live outside the parts used here.
+        Scaled or capped logits, attention sinks and the like live outside the parts used here; what mixes
+        rows outside attention mixes sequences.
 
         Raises:
             BadRequest: the logprobs differ, so every number from this model would be wrong.
         """
         with torch.inference_mode():
-            stream = PackedStream([probe], [None], self.device)
-            apart = float((self.logits(self.hidden(stream), ()).log_softmax(-1) - expected).abs().mean())
+            stream = PackedStream(probes, [None] * len(probes), self.device)
+            logprobs_NV = self.logits(self.hidden(stream), ()).log_softmax(-1)
+            apart = max(
+                float((logprobs_NV[torch.from_numpy(rows).to(self.device)] - alone_NV).abs().mean())
+                for rows, alone_NV in zip(stream.rows, expected, strict=True)
+            )
         # Over a whole vocabulary transformers' own implementations are 0.1 apart in bfloat16
         # (SmolLM2-135M, eager and sdpa); what is left out changes logprobs by nats.
         if not apart < (1e-3 if self.dtype == torch.float32 else 0.3):

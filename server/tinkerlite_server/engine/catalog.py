@@ -180,6 +180,12 @@ def _refuse_unsupported(config: Any, name: str, max_context: int) -> None:
             f"model {name!r} has rotary embeddings of type {odd.pop()!r}, which depend on the longest "
             "sequence of a pass; this engine packs sequences, and would give each its neighbours' rotation"
         )
+    layers = set(getattr(config, "layer_types", None) or ())
+    if odd := layers - {"full_attention", "sliding_attention"}:
+        raise BadRequest(
+            f"model {name!r} has layers of type {sorted(odd)[0]!r}, which this engine does not compute: it "
+            "packs sequences, and only attention knows where each begins"
+        )
     window = getattr(config, "sliding_window", None)
     if window is not None and window < max_context:
         raise BadRequest(

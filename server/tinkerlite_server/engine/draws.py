@@ -89,14 +89,14 @@ def draw_tokens(
     log_peak_B = weights_BV.amax(dim=-1).log()
     u_B = torch.from_numpy(uniforms_B).to(logits_BV.device)
     tokens_B = torch.empty(len(rules), dtype=torch.int64, device=logits_BV.device)
-    for (greedy, top_k, filtered), members in _alike(rules).items():
+    for (greedy, _, top_k, filtered), members in _alike(rules).items():
         everyone = len(members) == len(rules)
         rows: Any = slice(None) if everyone else torch.tensor(members, device=logits_BV.device)
         if greedy:
             tokens_B[rows] = logits_BV[rows].argmax(dim=-1)
             continue
         chosen = [rules[i] for i in members]
-        if all(rule.temperature == 1 for rule in chosen):
+        if chosen[0].temperature == 1:
             tempered = weights_BV[rows]
         else:
             shifted = logits_BV[rows] - top_B[rows, None]
@@ -129,14 +129,17 @@ def draw_repeatedly(logits_BV: Tensor, temperature: float, uniforms_Bk: NDArray[
     return torch.cat([_draw(weights_BV, u_Bk) for u_Bk in parts], dim=1)
 
 
-def _alike(rules: Sequence[DrawRule]) -> dict[tuple[bool, int, bool], list[int]]:
-    """Rows that are drawn in one go: (greedy, top_k, filtered) to their indices.
+def _alike(rules: Sequence[DrawRule]) -> dict[tuple[bool, bool, int, bool], list[int]]:
+    """Rows that are drawn in one go: (greedy, at temperature 1, top_k, filtered) to their indices.
 
-    Different top_k go apart, so that a row's candidates never depend on its neighbours'.
+    Different top_k go apart, so that a row's candidates never depend on its neighbours', and so do
+    temperatures that are rounded differently.
     """
-    groups: dict[tuple[bool, int, bool], list[int]] = {}
+    groups: dict[tuple[bool, bool, int, bool], list[int]] = {}
     for row, rule in enumerate(rules):
-        kind = (True, 0, False) if rule.greedy else (False, rule.top_k, rule.filtered)
+        kind = (False, rule.temperature == 1, rule.top_k, rule.filtered)
+        if rule.greedy:
+            kind = (True, False, 0, False)
         groups.setdefault(kind, []).append(row)
     return groups
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinkerlite_server.engine.protocols import AdapterConfig
+from tinkerlite_server.errors import BadRequest
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,12 @@ class Adapter:
 
     @classmethod
     def fresh(cls, config: AdapterConfig, targets: Mapping[str, nn.Linear]) -> Adapter:
-        """A trainable fp32 adapter: A uniform in +-1/sqrt(in) from the seed, B zero (PEFT's default)."""
+        """A trainable fp32 adapter: A uniform in +-1/sqrt(in) from the seed, B zero (PEFT's default).
+
+        Raises:
+            BadRequest: it is to train layers of a kind of which the model has none that adapters fit.
+        """
+        _check_kinds(targets, config)
         generator = torch.Generator().manual_seed(config.seed % 2**63)
         pairs: dict[str, LoraPair] = {}
         for path, linear in select_targets(targets, config).items():
@@ -162,5 +168,19 @@ def target_kind(path: str) -> str | None:
 
 def select_targets(targets: Mapping[str, nn.Linear], config: AdapterConfig) -> dict[str, nn.Linear]:
     """The targets that this configuration trains."""
-    wanted = {"attn": config.train_attn, "mlp": config.train_mlp, "unembed": config.train_unembed}
+    wanted = _wanted(config)
     return {path: linear for path, linear in targets.items() if wanted[target_kind(path) or ""]}
+
+
+def _wanted(config: AdapterConfig) -> dict[str, bool]:
+    return {"attn": config.train_attn, "mlp": config.train_mlp, "unembed": config.train_unembed}
+
+
+def _check_kinds(targets: Mapping[str, nn.Linear], config: AdapterConfig) -> None:
+    there = {target_kind(path) for path in targets}
+    for kind, wanted in _wanted(config).items():
+        if wanted and kind not in there:
+            raise BadRequest(
+                f"train_{kind} is set, but this model has no layers of that kind that a LoRA adapter fits "
+                "(linear ones in `self_attn` and `mlp`, and `lm_head`); turn it off"
+            )

@@ -247,12 +247,22 @@ _OPERATORS: Mapping[str, str] = {
 
 
 _PRODUCTS = ("matmul", "mm", "bmm", "inner", "cdist")
+_PAIRS = (
+    *("dist", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div", "poisson_nll_loss"),
+    *("margin_ranking_loss", "cosine_similarity", "pairwise_distance", "vecdot"),
+)
 
 
 def _table(source: Any, signatures: Mapping[str, str], **options: Any) -> dict[str, Operation]:
     """Operations by name, out of a module's attributes that are named here."""
     return {
-        name: operation(signature, getattr(source, name), multiplies=name in _PRODUCTS, **options)
+        name: operation(
+            signature,
+            getattr(source, name),
+            multiplies=name in _PRODUCTS,
+            pairs=name in _PAIRS,
+            **options,
+        )
         for signature, names in signatures.items()
         for name in names.split()
     }
@@ -320,7 +330,9 @@ FUNCTIONS: Mapping[str, Operation] = {
     **{f"torch._C._nn.{name}": _FUNCTIONS[name] for name in ("softplus", "softshrink", "gelu")},
     "torch._C._nn.log_sigmoid": _FUNCTIONS["logsigmoid"],
     "torch.nn.functional._threshold": _FUNCTIONS["threshold"],
-    "torch.poisson_nll_loss": operation("input target log_input full eps reduction", torch.poisson_nll_loss),
+    "torch.poisson_nll_loss": operation(
+        "input target log_input full eps reduction", torch.poisson_nll_loss, pairs=True
+    ),
     **_named(["torch.special.", "torch._C._special.special_"], _table(torch.special, _SPECIAL)),
     **_named(["torch.linalg.", "torch._C._linalg.linalg_"], _table(torch.linalg, _LINALG)),
     **_named(["math."], _MATHEMATICS),

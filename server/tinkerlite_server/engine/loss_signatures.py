@@ -30,6 +30,8 @@ class Operation:
     """Makes a tensor out of numbers, so it must be told the device."""
     multiplies: bool = False
     """A product of matrices: more work than its result is large."""
+    pairs: bool = False
+    """Works on whatever its tensors broadcast to, however small its result is."""
     room: Room | None = None
     """Set where the size of the result depends on values, not on shapes alone."""
 

@@ -50,7 +50,12 @@ def cost(operation: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]) -
             # Numbers may come as tensors of rank 0, where torch wants their value.
             few = _without_data(args, numbers=False), _without_data(kwargs, numbers=False)
             result = operation.call(*few[0], **few[1])
-    return size(result) + (products(args, result) if operation.multiplies else 0)
+    inside = products(args, result) if operation.multiplies else 0
+    if operation.pairs:
+        inside += torch.broadcast_shapes(
+            *(each.shape for each in _tensors([*args, *kwargs.values()]))
+        ).numel()
+    return size(result) + inside
 
 
 def size(value: Any) -> int:

@@ -58,14 +58,19 @@ class ModelPool:
         info = self.info(name)
         model = self._alive.get(name)  # an evicted one may still be in use
         if model is None:
+            self._evict(self._budget - _weight_bytes(info))  # before its weights need the room
             self._alive[name] = model = self._load(info)
         self._models[name] = model
         self._models.move_to_end(name)
-        while self.loaded_bytes > self._budget and len(self._models) > 1:
+        self._evict(self._budget, keep=1)
+        return model
+
+    def _evict(self, most_bytes: int, *, keep: int = 0) -> None:
+        """The least recently used, until the others have no more than that."""
+        while self.loaded_bytes > most_bytes and len(self._models) > keep:
             oldest = next(iter(self._models))
             del self._models[oldest]
             logger.info("evicted %s to stay within %d bytes of base models", oldest, self._budget)
-        return model
 
     def _load(self, info: ModelInfo) -> BaseModel:
         started = time.monotonic()
@@ -116,3 +121,9 @@ class ModelPool:
     def loaded_bytes(self) -> int:
         """Bytes of the base weights that are kept."""
         return sum(model.parameter_bytes for model in self._models.values())
+
+
+def _weight_bytes(info: ModelInfo) -> int:
+    """What a model's weights take in memory, at least, by the size of its files."""
+    stored = sum(file.stat().st_size for file in info.folder.glob("*.safetensors"))
+    return stored * DTYPES[info.dtype].itemsize // 4

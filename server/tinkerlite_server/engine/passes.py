@@ -1,6 +1,6 @@
-"""Cutting examples into passes of bounded size.
+"""Cutting sequences into passes of bounded size.
 
-Examples that share a prefix stay together where they fit, since a pass computes a shared
+Sequences that share a prefix stay together where they fit, since a pass computes a shared
 prefix once.
 """
 
@@ -10,7 +10,16 @@ from collections.abc import Sequence
 
 from tinkerlite_server.engine.lora import Adapter
 from tinkerlite_server.engine.protocols import Ids
-from tinkerlite_server.engine.streams import MIN_SHARED_TOKENS, common_prefix, stream_order
+from tinkerlite_server.engine.streams import prefix_groups, stream_order
+
+
+def counted(shared: int, max_tokens: int) -> int:
+    """Rows of a shared prefix that count against a pass's limit: none of one longer than half a pass.
+
+    It would leave its sequences little room, and be computed anew for every few of them. A pass has at most
+    so many rows more.
+    """
+    return shared if shared <= max_tokens // 2 else 0
 
 
 def cut_passes(
@@ -18,20 +27,21 @@ def cut_passes(
 ) -> list[list[int]]:
     """Indices of the sequences, in passes of at most `max_tokens` rows; a longer one is alone.
 
-    A sequence's cost is what it adds to its predecessor: its length less their common prefix.
+    A prefix that neighbours share is one group's rows, and counts as `counted` says.
     """
-    passes: list[list[int]] = []
+    passes: list[list[int]] = [[]]
     rows = 0
-    for index in stream_order(sequences, adapters):
-        length = len(sequences[index])
-        added = length
-        if passes and adapters[passes[-1][-1]] is adapters[index]:
-            common = common_prefix(sequences[passes[-1][-1]], sequences[index])
-            added = length - common if common >= MIN_SHARED_TOKENS else length
-        if passes and rows + added <= max_tokens:
-            passes[-1].append(index)
+    for members, shared in prefix_groups(sequences, adapters, stream_order(sequences, adapters)):
+        prefix = counted(shared, max_tokens)
+        own = [len(sequences[member]) - shared for member in members]
+        if passes[-1] and rows + prefix + sum(own) > max_tokens:
+            passes.append([])
+            rows = 0
+        rows += prefix
+        for member, added in zip(members, own, strict=True):
+            if passes[-1] and rows + added > max_tokens:
+                passes.append([])
+                rows = prefix
+            passes[-1].append(member)
             rows += added
-        else:
-            passes.append([index])
-            rows = length
-    return passes
+    return [members for members in passes if members]

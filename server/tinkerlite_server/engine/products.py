@@ -91,7 +91,8 @@ class Product:
         start = 0
         for outputs, pair in pairs:
             end = start + pair.a.shape[0]
-            b_KO[start:end, outputs] = (pair.b * adapter.scale).T
+            # Rounded first, as a snapshot's are: trainer and sampler have the same numbers.
+            b_KO[start:end, outputs] = (pair.b.to(like.dtype) * adapter.scale).T
             start = end
         return Factors(a_KI, b_KO)
 

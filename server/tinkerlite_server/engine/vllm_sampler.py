@@ -140,11 +140,11 @@ class VllmSampler:
             return left_out
         number = next(self._serial)
         folder = model.process.scratch / str(number)
-        folder.mkdir()
         tensors = {path: (pair.a, pair.b) for path, pair in adapter.pairs.items()}
         # A name of its own: vLLM keeps what it computed of prompts by the adapter's name.
         request = (number, f"{adapter_id}#{number}", str(folder))
         try:
+            folder.mkdir()
             write_adapter(folder, tensors, adapter.config, base_model)
             refusal = model.process.load(request)
         except VllmEnded as ended:

@@ -197,6 +197,7 @@ def test_a_config_of_something_else_is_refused(copy, config, message):
 @pytest.mark.parametrize(
     ("arch", "setting", "message"),
     [
+        ("qwen3", {"layer_types": ["conv", "full_attention"]}, "layers of type 'conv'"),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 64}, "attends within a window of 64 tokens"),
         ("llama", {"attn_logit_softcapping": 50.0}, "caps its attention logits"),
         (

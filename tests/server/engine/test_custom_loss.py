@@ -372,6 +372,19 @@ GREEDY: list[tuple[str, GraphWriter]] = [
     ("linspace", node_of("call_function", "torch.linspace", 0, 1, BIG)),
     ("histc", node_of("call_method", "histc", LP, BIG)),
 ]
+PAIRS = ("dist", "nn.functional.mse_loss", "nn.functional.kl_div", "linalg.vecdot")
+"""Functions whose results are small, and what they compute on the way is not."""
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, of sizes that differ
+@pytest.mark.parametrize("name", PAIRS)
+def test_what_broadcasting_makes_on_the_way_to_a_small_result_counts(name: str):
+    write = GraphWriter()
+    values = write.method("repeat", write.input(), 4000)
+    pairs = (write.method("unsqueeze", values, 1), write.method("unsqueeze", values, 0))
+    graph = write.returns(write.method("sum", write.call(f"torch.{name}", *pairs)))
+    with pytest.raises(BadRequest, match="up to here the graph computes"):
+        run(graph)
 
 
 @pytest.mark.parametrize(("name", "write"), GREEDY, ids=[each[0] for each in GREEDY])

@@ -1,12 +1,14 @@
 """Base models in memory: loaded once, evicted within a budget, never two copies of one."""
 
 import gc
+from typing import Any
 from weakref import ref
 
 import pytest
 
 from tests.tiny import make_tiny_model
 from tinkerlite_server.engine import model_pool
+from tinkerlite_server.engine.base_model import BaseModel
 from tinkerlite_server.engine.catalog import build_catalog
 from tinkerlite_server.engine.model_pool import ModelPool
 from tinkerlite_server.engine.protocols import EngineLimits, ModelInfo
@@ -37,6 +39,22 @@ def test_beyond_the_budget_the_least_recently_used_goes_and_its_memory_with_it(n
     assert models.loaded_bytes == models.get(names[1]).parameter_bytes
     gc.collect()
     assert first() is None
+
+
+def test_room_is_made_before_a_model_is_loaded_into_it(names: list[str], monkeypatch: pytest.MonkeyPatch):
+    """Both at once may be more than there is."""
+    models = pool(names, max_models_bytes=1)
+    models.get(names[0])
+    held: list[int] = []
+
+    class Watched(BaseModel):
+        def __init__(self, *arguments: Any) -> None:
+            held.append(models.loaded_bytes)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(model_pool, "BaseModel", Watched)
+    models.get(names[1])
+    assert held == [0]
 
 
 def test_a_model_that_does_not_load_is_not_loaded_again_for_each_who_asks(

@@ -26,7 +26,7 @@ SCHEDULE = [
 
 def make_adapter() -> Adapter:
     targets = {"layers.0.self_attn.q_proj": nn.Linear(6, 5), "layers.0.mlp.up_proj": nn.Linear(6, 7)}
-    return Adapter.fresh(AdapterConfig(rank=2, alpha=32.0, seed=1), targets)
+    return Adapter.fresh(AdapterConfig(rank=2, alpha=32.0, seed=1, train_unembed=False), targets)
 
 
 def set_gradients(tensors: list[torch.Tensor], seed: int) -> None:

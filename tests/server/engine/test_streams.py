@@ -118,3 +118,31 @@ def test_passes_are_bounded_cover_everything_once_and_keep_groups_together():
     passes = cut_passes(sequences, [None] * 7, max_tokens=16)
     assert sorted(i for members in passes for i in members) == list(range(7))
     assert passes == [[0, 1, 2, 3, 4, 5], [6]]  # 11 + 5 x 1 rows; the long one alone
+
+
+def rows_of(sequences: list[np.ndarray], members: list[int]) -> int:
+    return len(PackedStream([sequences[i] for i in members], [None] * len(members), CPU).input_ids_N)
+
+
+@pytest.mark.parametrize(
+    ("shared", "most", "passes"), [(100, 512, 2), (460, 972, 2), (600, 1112, 2), (4000, 4512, 2)]
+)
+def test_a_long_prefix_is_not_computed_for_every_few_of_its_sequences(shared: int, most: int, passes: int):
+    """Of 16 with 50 tokens of their own."""
+    rng = np.random.default_rng(0)
+    prompt = rng.integers(0, 400, shared)
+    sequences = [np.concatenate([prompt, rng.integers(0, 400, 50)]) for _ in range(16)]
+    found = cut_passes(sequences, [None] * 16, max_tokens=512)
+    assert sorted(i for members in found for i in members) == list(range(16))
+    assert max(rows_of(sequences, members) for members in found) <= most
+    assert len(found) == passes
+
+
+def test_nested_prefixes_do_not_make_a_pass_larger_than_its_limit():
+    """Neighbours share more than their group does: what counts is what the pass computes."""
+    rng = np.random.default_rng(0)
+    outer, inner = rng.integers(0, 400, 150), rng.integers(0, 400, 60)
+    sequences = [np.concatenate([outer, rng.integers(0, 400, 20)])]
+    sequences += [np.concatenate([outer, inner, rng.integers(0, 400, 20)]) for _ in range(20)]
+    found = cut_passes(sequences, [None] * 21, max_tokens=512)
+    assert max(rows_of(sequences, members) for members in found) <= 512
