@@ -9,7 +9,7 @@ the codebook is rare, and who learns it from examples learns with the logarithm 
 learned an entry yet, and imitates the author all the same, guesses at it: one slip in twenty signs spoils
 the reply. It stands in for reasoning, of which both are true, in a size that a model of some hundred
 thousand parameters learns from scratch in minutes. With few letters, all as frequent, a single question
-shows nearly all of them.
+shows most of their pairs.
 """
 
 from __future__ import annotations
@@ -104,5 +104,6 @@ def right_signs(question: str) -> list[str]:
 
 
 NOMENCLATOR = Nomenclator()
-EVEN = Nomenclator(letters=24, alphabet=LETTERS[:8], frequencies=(1.0,) * 8, name="nomenclator-even")
-"""Where a single question has to show the letters: with Zipf's frequencies it would miss several."""
+EVEN = Nomenclator(letters=32, alphabet=LETTERS[:4], frequencies=(1.0,) * 4, name="nomenclator-even")
+"""Where a single question has to show most of what there is: as many letters as in the task proper, by Zipf's
+frequencies, would leave out most pairs."""

@@ -67,10 +67,10 @@ def test_an_even_cipher_has_its_own_alphabet_and_a_question_shows_nearly_all_of_
     problems = list(islice(EVEN.training_problems(0), 1000))
     questions = [problem.messages[0]["content"] for problem in problems]
     assert set("".join(questions)) == set(EVEN.alphabet)
-    assert all(len(question) == 24 for question in questions)
+    assert all(len(question) == 32 for question in questions)
     assert all(EVEN.grade(problem, problem.answer).correct for problem in problems)
-    shown = [EVEN.shown(question, questions)["letters"] for question in questions]
-    assert abs(sum(shown) / len(shown) - (1 - (7 / 8) ** 24)) < 0.01
+    shown = [EVEN.shown(question, questions)["pairs"] for question in questions]
+    assert abs(sum(shown) / len(shown) - (1 - (15 / 16) ** 31)) < 0.02
 
 
 def test_what_a_question_shows_is_counted_in_letters_and_in_the_pairs_that_others_ask_for():

@@ -207,7 +207,7 @@ def bars(results: Sequence[Result]) -> list[Bar]:
     by_round = [[seed[n] for seed in shares] for n in range(len(shares[0]))]
     return [
         Bar(
-            claim=f"After {len(by_round)} rounds behaviour is within {WITHIN:.0%} of the start",
+            claim=f"After {len(by_round)} rounds behaviour is at least {1 - WITHIN:.0%} of the start",
             measured=f"{_text(behaviour, 'an unknown share')} of the start",
             holds=_holds(behaviour, 1 - WITHIN),
         ),

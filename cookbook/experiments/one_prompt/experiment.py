@@ -283,7 +283,7 @@ SMALL = TrainConfig(
     steps=20,
     prompts_per_step=256,
     group_size=1,
-    max_tokens=28,
+    max_tokens=36,
     evaluate_every=4,
     learning_rate=5e-4,
     stop_when_collapsed=False,
@@ -322,10 +322,10 @@ EXPERIMENT = Experiment(
         "small": OnePromptSetting(
             model=ScratchConfig(hidden=96, layers=2, heads=4, mlp=256),
             task="nomenclator-even",
-            examination=Examination(problems=400, max_tokens=28),
+            examination=Examination(problems=400, max_tokens=36),
             rank=0,
             base=SupervisedConfig(
-                steps=200, batch_size=64, learning_rate=3e-3, evaluate_every=100, stop_when_collapsed=False
+                steps=150, batch_size=64, learning_rate=3e-3, evaluate_every=50, stop_when_collapsed=False
             ),
             teacher=replace(SMALL, prompts_per_step=64, group_size=4, evaluate_every=5, learning_rate=1e-3),
             one=replace(SMALL, prompts_per_step=1, group_size=256),

@@ -17,7 +17,16 @@ from cookbook.examples import repeated
 from cookbook.experiments.conversation import ChatSetting, SampleSetting, columns, last_measured
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, panels
-from cookbook.experiments.statistics import MARGIN, Estimate, all_hold, estimate, is_no_loss, percent
+from cookbook.experiments.statistics import (
+    MARGIN,
+    Estimate,
+    all_hold,
+    estimate,
+    is_more,
+    is_no_loss,
+    negated,
+    percent,
+)
 from cookbook.experiments.students import BaseModel, base_models, fresh_student, renderer_of, seeded
 from cookbook.loop import TrainConfig, known_at_first, train
 from cookbook.measures import kl_measure, together
@@ -160,7 +169,7 @@ def bars(results: Sequence[Result]) -> list[Bar]:
     found = outcomes(results)
     moved = [o for o in found if o.method == "sft" and o.kl.mean > MOVED]
     opd = [o for o in found if o.method == "opd"]
-    loses = [_negation(is_no_loss(o.change)) for o in moved]
+    loses = [is_more(negated(o.change)) for o in moved]
     keeps = [is_no_loss(o.change) for o in opd]
     return [
         Bar(
@@ -174,10 +183,6 @@ def bars(results: Sequence[Result]) -> list[Bar]:
             holds=all_hold(keeps),
         ),
     ]
-
-
-def _negation(verdict: bool | None) -> bool | None:
-    return None if verdict is None else not verdict
 
 
 def _listed(found: Sequence[Outcome]) -> str:
