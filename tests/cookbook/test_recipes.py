@@ -1,5 +1,6 @@
 """The recipes as a user starts them, on `local://`, on a tiny random model."""
 
+import json
 import re
 from pathlib import Path
 from shutil import copytree
@@ -10,6 +11,7 @@ from transformers import AutoTokenizer
 
 from cookbook import opd, rl, sft
 from cookbook.metrics import read_metrics
+from tests.tiny import make_tiny_model
 from tinkerlite import TinkerError
 
 SMALL = ["--steps", "1", "--held-out", "2", "--max-tokens", "4", "--rank", "4", "--task", "number-words"]
@@ -41,6 +43,38 @@ def test_on_policy_recipes_print_both_prompts_and_record_every_step(
     assert [row["step"] for row in rows] == [0, 1]
     # Without --teacher the teacher is the base model, which an untrained student equals.
     assert rows[0]["reverse_kl"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_the_default_teacher_is_the_base_of_the_weights_that_a_student_starts_from(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TINKERLITE_DATA_DIR", str(tmp_path / "data"))
+    other = make_tiny_model(tmp_path / "other", seed=7)
+    both = ["--base-url", f"local://{tiny_folder},{other}", "--out", str(tmp_path)]
+    sft.main([*both, *SMALL, "--model", str(other), "--learning-rate", "0"])
+    saved = json.loads((tmp_path / "checkpoint.json").read_text())["path"]
+    opd.main([*both, *ON_POLICY, "--model", str(tiny_folder), "--start-from", saved])
+    assert read_metrics(tmp_path / "metrics.jsonl")[0]["reverse_kl"] == pytest.approx(0.0, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--teacher-renderer", "none"], "unknown renderer 'none'; choose one of chatml, template"),
+        (["--renderer", "template"], "--renderer template: the tokenizer's chat template cannot"),
+    ],
+)
+def test_a_layout_that_there_is_not_ends_the_recipe_with_its_flag(
+    tiny_folder: Path, tmp_path: Path, flags: list[str], says: str
+):
+    bare = tmp_path / "bare"
+    copytree(tiny_folder, bare)
+    tokenizer = AutoTokenizer.from_pretrained(bare)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(bare)
+    (bare / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(SystemExit, match=re.escape(says)):
+        opd.main(arguments(bare, tmp_path, *ON_POLICY, *flags))
 
 
 def test_weights_are_saved_even_where_the_cost_of_the_run_cannot_be_told(
