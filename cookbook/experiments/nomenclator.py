@@ -8,13 +8,12 @@ A reply is right if each sign is one or the other. Letters are as unequally freq
 the codebook is rare, and who learns it from examples learns with the logarithm of their number. Who has not
 learned an entry yet, and imitates the author all the same, guesses at it: one slip in twenty signs spoils
 the reply. It stands in for reasoning, of which both are true, in a size that a model of some hundred
-thousand parameters learns from scratch in minutes. With few letters, all as frequent, a single question
-shows most of their pairs.
+thousand parameters learns from scratch in minutes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise, product
 from random import Random
@@ -46,20 +45,7 @@ class Nomenclator:
 
     letters: int = 20
     """In a question."""
-    alphabet: str = LETTERS
-    """Letters that questions are made of, some or all of LETTERS."""
-    frequencies: tuple[float, ...] = FREQUENCIES
-    """Of the alphabet's letters; only their ratios matter."""
     name: str = "nomenclator"
-    """Seeds the problems."""
-
-    def __post_init__(self) -> None:
-        """Every letter has a frequency."""
-        if len(self.alphabet) != len(self.frequencies):
-            raise ValueError(
-                f"alphabet {self.alphabet!r} has {len(self.alphabet)} letters, and there are "
-                f"{len(self.frequencies)} frequencies; give every letter one"
-            )
 
     def training_problems(self, seed: int) -> Iterator[Problem]:
         """An endless stream without the held-out problems, each with one right answer."""
@@ -77,17 +63,9 @@ class Nomenclator:
         )
         return Grade(reward=float(correct), correct=correct)
 
-    def shown(self, question: str, asked: Iterable[str]) -> dict[str, float]:
-        """Shares that a question shows: of the alphabet, and of the pairs of letters that others ask for."""
-        pairs = {pair for other in asked for pair in pairwise(other)}
-        return {
-            "letters": len(set(question)) / len(self.alphabet),
-            "pairs": len(pairs.intersection(pairwise(question))) / len(pairs),
-        }
-
     def _problems(self, random: Random, *, held_out: bool) -> Iterator[Problem]:
         while True:
-            question = "".join(random.choices(self.alphabet, self.frequencies, k=self.letters))
+            question = "".join(random.choices(LETTERS, FREQUENCIES, k=self.letters))
             answer = "".join(
                 allowed[-1] if random.random() < CODEBOOK_SHARE else allowed[0]
                 for allowed in right_signs(question)
@@ -104,6 +82,3 @@ def right_signs(question: str) -> list[str]:
 
 
 NOMENCLATOR = Nomenclator()
-EVEN = Nomenclator(letters=32, alphabet=LETTERS[:4], frequencies=(1.0,) * 4, name="nomenclator-even")
-"""Where a single question has to show most of what there is: as many letters as in the task proper, by Zipf's
-frequencies, would leave out most pairs."""

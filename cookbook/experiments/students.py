@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cookbook.experiments.experiment import Bench
-from cookbook.experiments.nomenclator import EVEN, NOMENCLATOR
+from cookbook.experiments.nomenclator import NOMENCLATOR
 from cookbook.ledger import Ledger, ModelShape, ledger
 from cookbook.loop import Measure, TrainConfig, accuracy_measure, sampled_accuracy_measure
 from cookbook.mathematics import MathTask, reasoning_examples
@@ -42,14 +42,11 @@ def base_models(models: Sequence[BaseModel], folder: Path, seed: int = 0) -> lis
     return names
 
 
-TASKS_AT_ALL_SIZES: Mapping[str, Task] = {
-    **TASKS,
-    **{task.name: task for task in (NOMENCLATOR, EVEN, MathTask())},
-}
+TASKS_AT_ALL_SIZES: Mapping[str, Task] = {**TASKS, "nomenclator": NOMENCLATOR, "deepmath": MathTask()}
 
 
 def task_named(name: str) -> Task:
-    """One of the cookbook's tasks, a cipher, or mathematics at full size."""
+    """One of the cookbook's tasks, the cipher, or mathematics at full size."""
     return choose("task", name, TASKS_AT_ALL_SIZES)
 
 

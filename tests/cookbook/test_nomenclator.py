@@ -1,13 +1,10 @@
-"""The cipher of E1 and E5: every author's answer is right, and a single wrong sign is not."""
+"""The cipher of E1: every author's answer is right, and a single wrong sign is not."""
 
 from itertools import islice
-
-import pytest
 
 from cookbook.experiments.nomenclator import (
     CODEBOOK,
     CODEBOOK_SHARE,
-    EVEN,
     LETTERS,
     NOMENCLATOR,
     OWN,
@@ -61,24 +58,3 @@ def test_held_out_questions_are_never_trained_on():
     trained = {p.messages[0]["content"] for p in islice(NOMENCLATOR.training_problems(1), 2000)}
     assert len(held_out) == 200
     assert not held_out & trained
-
-
-def test_an_even_cipher_has_its_own_alphabet_and_a_question_shows_nearly_all_of_it():
-    problems = list(islice(EVEN.training_problems(0), 1000))
-    questions = [problem.messages[0]["content"] for problem in problems]
-    assert set("".join(questions)) == set(EVEN.alphabet)
-    assert all(len(question) == 32 for question in questions)
-    assert all(EVEN.grade(problem, problem.answer).correct for problem in problems)
-    shown = [EVEN.shown(question, questions)["pairs"] for question in questions]
-    assert abs(sum(shown) / len(shown) - (1 - (15 / 16) ** 31)) < 0.02
-
-
-def test_what_a_question_shows_is_counted_in_letters_and_in_the_pairs_that_others_ask_for():
-    task = Nomenclator(alphabet="abcd", frequencies=(1, 1, 1, 1))
-    # Of ab, bc, ca and ad, it has the first two; its own cb is asked by nobody.
-    assert task.shown("abcb", ["abca", "ad"]) == {"letters": 0.75, "pairs": 0.5}
-
-
-def test_a_letter_without_a_frequency_is_refused():
-    with pytest.raises(ValueError, match="alphabet 'abc' has 3 letters, and there are 2 frequencies"):
-        Nomenclator(alphabet="abc", frequencies=(1, 1))

@@ -1,9 +1,8 @@
 """E5. One prompt is enough to copy most of a teacher.
 
-RL makes a teacher of a base model. Two students with the base's weights are distilled from it with as many
-rollouts: one on new problems at every step, one on a single problem throughout. What the second knows
-afterwards is asked on problems that it has never seen, where a memorised answer would be the same everywhere,
-and wrong.
+A teacher is made by supervised fine-tuning. Two students are distilled from it with as many rollouts: one on
+new problems at every step, one on a single problem throughout. What the second knows afterwards is asked on
+problems that it has never seen, where a memorised answer would be the same everywhere, and wrong.
 """
 
 from __future__ import annotations
@@ -13,12 +12,10 @@ from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import TYPE_CHECKING
 
-from cookbook.advantages import group_relative, reverse_kl
+from cookbook.advantages import reverse_kl
 from cookbook.evaluation import greedy_replies
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, curves, panels
-from cookbook.experiments.nomenclator import Nomenclator
-from cookbook.experiments.rl_teacher.experiment import EXPERIMENT as RL_TEACHER
 from cookbook.experiments.statistics import estimate, estimate_known, percent, reaches
 from cookbook.experiments.students import (
     ON_POLICY,
@@ -34,13 +31,11 @@ from cookbook.experiments.students import (
     seeded,
     task_named,
 )
-from cookbook.loop import TrainConfig, WatchedTeacher, train
-from cookbook.objectives import Objective
+from cookbook.loop import TrainConfig, train
 from cookbook.rollouts import Grade, Problem, Task
 from cookbook.scratch_model import ScratchConfig
 from cookbook.supervised import SupervisedConfig, train_on_examples
 from cookbook.table import SUPERVISED_COLUMNS
-from tinkerlite import TrainingClient
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,17 +49,17 @@ class OnePromptSetting:
     """Everything that changes the result."""
 
     model: BaseModel
-    """Of teacher and students."""
+    """Base model of teacher and students."""
     task: str
-    """What RL is rewarded for, and the one prompt is of."""
+    """What the teacher is taught, and the one prompt is of."""
+    longest: int
+    """Tokens of the longest conversation of OpenThoughts for the teacher; 0 teaches the task's answers."""
     examination: Examination
     """How accuracy is measured."""
     rank: int
-    """Of all LoRA adapters; 0 trains all weights."""
-    base: SupervisedConfig | None
-    """How the base model is made ready by the task's answers; None: it is as it comes."""
-    teacher: TrainConfig
-    """RL from the base, which makes the teacher."""
+    """Of all LoRA adapters."""
+    teacher: SupervisedConfig
+    """How the teacher is made."""
     one: TrainConfig
     """Distillation on one prompt: prompts_per_step is 1."""
     many: TrainConfig
@@ -99,70 +94,48 @@ class OneProblem:
 
 
 def run(bench: Bench, setting: OnePromptSetting) -> None:
-    """The base, a teacher by RL from it, then two students from it."""
+    """A teacher, then two students."""
     [model] = bench.models
     task = task_named(setting.task)
-    base = fresh_student(bench.service, model, setting.rank, bench.seed)
-    renderer = renderer_of(base)
+    trainer = fresh_student(bench.service, model, setting.rank, bench.seed)
+    renderer = renderer_of(trainer)
     measure = setting.examination.measure(task, renderer, bench.seed)
-    # Base, teacher and students have streams of problems of their own.
-    of_base, of_teacher, of_students = 2 * bench.seed, 2 * bench.seed + 1, bench.seed + ON_POLICY
-    if setting.base is not None:
-        examples = examples_to_imitate(task, renderer, of_base, longest=0)
-        with bench.record("base", SUPERVISED_COLUMNS) as record:
-            train_on_examples(setting.base, base, examples, measure=measure, record=record)
-    state = base.save_state("base").result().path
-
-    def from_base(
-        run: str,
-        config: TrainConfig,
-        problems: Task,
-        advantages: Objective,
-        teacher: WatchedTeacher | None = None,
-    ) -> TrainingClient:
-        """A trainer with the base's weights, after its rollouts."""
-        trainer = bench.service.create_training_client_from_state(state)
-        with bench.record(run) as record:
-            train(
-                config,
-                trainer,
-                problems,
-                renderer=renderer,
-                advantages=advantages,
-                teacher=teacher,
-                record=record,
-                measure=measure,
-            )
-        return trainer
-
-    trainer = from_base("teacher", seeded(setting.teacher, of_teacher), task, group_relative)
+    examples = examples_to_imitate(task, renderer, bench.seed, longest=setting.longest)
+    with bench.record("teacher", SUPERVISED_COLUMNS) as record:
+        train_on_examples(setting.teacher, trainer, examples, measure=measure, record=record)
     sampler = saved_sampler(bench.service, trainer, "teacher")
-    teacher = probed_teacher(bench, sampler, base.get_tokenizer(), task, renderer)
+    teacher = probed_teacher(bench, sampler, trainer.get_tokenizer(), task, renderer)
+    # Neither student meets what the teacher was taught.
+    seed = bench.seed + ON_POLICY
+    only = next(OneProblem(task=task).training_problems(seed))
+    held_out = task.held_out(setting.examination.problems)
     samplers = {"teacher": sampler}
     for name, config, problems in (
         ("one", setting.one, OneProblem(task=task)),
         ("many", setting.many, task),
     ):
-        objective = reverse_kl(teacher, clip=setting.kl_clip)
-        student = from_base(name, seeded(config, of_students), problems, objective, teacher)
+        student = fresh_student(bench.service, model, setting.rank, bench.seed)
+        with bench.record(name) as record:
+            train(
+                seeded(config, seed),
+                student,
+                problems,
+                renderer=renderer,
+                advantages=reverse_kl(teacher, clip=setting.kl_clip),
+                teacher=teacher,
+                record=record,
+                measure=measure,
+            )
         samplers[name] = student.save_weights_and_get_sampling_client()
-
-    only = next(OneProblem(task=task).training_problems(of_students))
-    prompt = only.messages[-1]["content"]
-    held_out = task.held_out(setting.examination.problems)
-    asked = [problem.messages[-1]["content"] for problem in held_out]
-    # What the prompt has to say about other problems can be counted in a nomenclator alone.
-    known = {"covered": task.shown(prompt, asked)} if isinstance(task, Nomenclator) else {}
     for name, each in samplers.items():
-        answers = greedy_replies(each, held_out, renderer=renderer, max_tokens=setting.examination.max_tokens)
-        replies = [answer.text for answer in answers]
+        asked = greedy_replies(each, held_out, renderer=renderer, max_tokens=setting.examination.max_tokens)
+        replies = [reply.text for reply in asked]
         bench.note(
             f"answers of {name}",
-            prompt=prompt,
-            **known,
+            prompt=only.messages[-1]["content"],
             distinct=len(set(replies)),
             distinct_right=len({problem.answer for problem in held_out}),
-            the_only_answer=sum(task.grade(only, reply).correct for reply in replies),
+            the_only_answer=sum(reply.strip() == only.answer for reply in replies),
             asked=len(replies),
         )
 
@@ -177,46 +150,48 @@ class Seed:
     many: float
 
     def share(self, student: str) -> float | None:
-        """Of the teacher's gain; None if RL brought it nothing."""
+        """Of the teacher's gain; None if the teacher gained nothing."""
         gain = self.teacher - self.base
         return (getattr(self, student) - self.base) / gain if gain > 0 else None
 
 
 def figures_of(result: Result) -> Seed:
-    """Accuracies before and after. The base is what the teacher was at first."""
+    """Accuracies before and after."""
     last = {run: evaluated(result.of(run))[-1]["accuracy"] for run in ("teacher", "one", "many")}
     return Seed(base=evaluated(result.of("teacher"))[0]["accuracy"], **last)
 
 
 def tables(results: Sequence[Result]) -> str:
     """One row a seed."""
-    rows = [_row(result) for result in results]
-    columns = list(rows[0])
+    columns = (
+        "seed",
+        "the prompt",
+        "base",
+        "teacher",
+        "one prompt",
+        "share of the gain",
+        "many prompts",
+        "distinct answers: one / teacher / right",
+        "gave the prompt's answer",
+    )
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    lines += [f"| {' | '.join(row.values())} |" for row in rows]
+    for result in results:
+        seed, [answers] = figures_of(result), result.of("answers of one")
+        [of_teacher] = result.of("answers of teacher")
+        share = seed.share("one")
+        cells = (
+            str(result.seed),
+            f"`{answers['prompt']}`",
+            percent(seed.base),
+            percent(seed.teacher),
+            percent(seed.one),
+            "-" if share is None else percent(share),
+            percent(seed.many),
+            f"{answers['distinct']} / {of_teacher['distinct']} / {answers['distinct_right']}",
+            f"{answers['the_only_answer']} of {answers['asked']}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _row(result: Result) -> dict[str, str]:
-    """Cells by their columns. Letters and pairs are there if the task has any."""
-    seed = figures_of(result)
-    share = seed.share("one")
-    [answers], [of_teacher] = result.of("answers of one"), result.of("answers of teacher")
-    covered = answers.get("covered")
-    return {
-        "seed": str(result.seed),
-        "the prompt": f"`{answers['prompt']}`",
-        **({f"{name} it shows": percent(value) for name, value in covered.items()} if covered else {}),
-        "base": percent(seed.base),
-        "teacher": percent(seed.teacher),
-        "one prompt": percent(seed.one),
-        "share of the gain": "-" if share is None else percent(share),
-        "many prompts": percent(seed.many),
-        "distinct answers: one / teacher / right": (
-            f"{answers['distinct']} / {of_teacher['distinct']} / {answers['distinct_right']}"
-        ),
-        "gave the prompt's answer": f"{answers['the_only_answer']} of {answers['asked']}",
-    }
 
 
 def bars(results: Sequence[Result]) -> list[Bar]:
@@ -272,8 +247,8 @@ def figure(results: Sequence[Result]) -> Figure:
 
 SMOKE = TrainConfig(
     steps=1,
-    prompts_per_step=2,
-    group_size=2,
+    prompts_per_step=1,
+    group_size=4,
     max_tokens=4,
     evaluate_every=1,
     decay_to=1.0,
@@ -281,9 +256,9 @@ SMOKE = TrainConfig(
 )
 SMALL = TrainConfig(
     steps=20,
-    prompts_per_step=256,
-    group_size=1,
-    max_tokens=36,
+    prompts_per_step=1,
+    group_size=128,
+    max_tokens=8,
     evaluate_every=4,
     learning_rate=5e-4,
     stop_when_collapsed=False,
@@ -310,36 +285,33 @@ EXPERIMENT = Experiment(
     sizes={
         "smoke": OnePromptSetting(
             model=ScratchConfig(hidden=32, layers=1, heads=2, mlp=64),
-            task="nomenclator-even",
-            examination=Examination(problems=3, max_tokens=4),
+            task="number-words",
+            longest=0,
+            examination=Examination(problems=3, samples=0, max_tokens=4),
             rank=4,
-            base=SupervisedConfig(steps=1, batch_size=4, evaluate_every=1, stop_when_collapsed=False),
-            teacher=SMOKE,
-            one=replace(SMOKE, prompts_per_step=1, group_size=4),
-            many=SMOKE,
+            teacher=SupervisedConfig(steps=1, batch_size=4, evaluate_every=1),
+            one=SMOKE,
+            many=replace(SMOKE, prompts_per_step=2, group_size=2),
             kl_clip=5.0,
         ),
         "small": OnePromptSetting(
-            model=ScratchConfig(hidden=96, layers=2, heads=4, mlp=256),
-            task="nomenclator-even",
-            examination=Examination(problems=400, max_tokens=36),
-            rank=0,
-            base=SupervisedConfig(
-                steps=150, batch_size=64, learning_rate=3e-3, evaluate_every=50, stop_when_collapsed=False
-            ),
-            teacher=replace(SMALL, prompts_per_step=64, group_size=4, evaluate_every=5, learning_rate=1e-3),
-            one=replace(SMALL, prompts_per_step=1, group_size=256),
-            many=SMALL,
+            model="HuggingFaceTB/SmolLM2-135M-Instruct",
+            task="number-words",
+            longest=0,
+            examination=Examination(problems=200, samples=0, max_tokens=8),
+            rank=32,
+            teacher=SupervisedConfig(steps=5, batch_size=32, evaluate_every=5),
+            one=SMALL,
+            many=replace(SMALL, prompts_per_step=32, group_size=4),
             kl_clip=5.0,
         ),
         "full": OnePromptSetting(
             model="Qwen/Qwen3-8B-Base",
             task="deepmath",
+            longest=16_384,
             examination=Examination(problems=30, samples=32, max_tokens=32_768),
             rank=128,
-            base=None,
-            # The teacher of E4.
-            teacher=RL_TEACHER.sizes["full"].rl,
+            teacher=SupervisedConfig(steps=3000, batch_size=128, learning_rate=1e-3, evaluate_every=500),
             one=replace(FULL, prompts_per_step=1, group_size=256),
             many=FULL,
             kl_clip=None,
