@@ -190,10 +190,7 @@ def _open_teacher(
             layout = _renderer(own, theirs, flag="--teacher-renderer") if own else None
             teacher = Teacher(sampler, renderer.tokenizer, layout)
             probe = examine_teacher(teacher, task, renderer, theirs)
-    except VocabularyMismatch as error:
-        advice = "" if compared.byte_spans else "\nWith --byte-spans it can grade all the same."
-        raise SystemExit(f"{error}{advice}") from error
-    except (RendererError, CapabilityError) as error:
+    except (VocabularyMismatch, RendererError, CapabilityError) as error:
         raise SystemExit(f"the teacher cannot be used: {error}") from error
     print("\n".join(probe.lines()))
     return teacher

@@ -22,10 +22,9 @@ from cookbook.experiments.statistics import (
     Estimate,
     all_hold,
     estimate,
-    is_more,
     is_no_loss,
-    negated,
     percent,
+    reaches,
 )
 from cookbook.experiments.students import BaseModel, base_models, fresh_student, renderer_of, seeded
 from cookbook.loop import TrainConfig, known_at_first, train
@@ -169,7 +168,7 @@ def bars(results: Sequence[Result]) -> list[Bar]:
     found = outcomes(results)
     moved = [o for o in found if o.method == "sft" and o.kl.mean > MOVED]
     opd = [o for o in found if o.method == "opd"]
-    loses = [is_more(negated(o.change)) for o in moved]
+    loses = [_negation(reaches(o.change, 0.0)) for o in moved]
     keeps = [is_no_loss(o.change) for o in opd]
     return [
         Bar(
@@ -183,6 +182,10 @@ def bars(results: Sequence[Result]) -> list[Bar]:
             holds=all_hold(keeps),
         ),
     ]
+
+
+def _negation(verdict: bool | None) -> bool | None:
+    return None if verdict is None else not verdict
 
 
 def _listed(found: Sequence[Outcome]) -> str:
