@@ -80,14 +80,10 @@ class ModelPool:
         try:
             model = BaseModel(info, self.device, DTYPES[info.dtype])
         except Exception as error:
-            kind, why = (
-                EngineFailure,
-                f"base model {info.name!r} does not load: {type(error).__name__}: {error}",
-            )
-            if isinstance(
-                error, BadRequest
-            ):  # it says what is wrong with the model, and trying again is no use
-                kind, why = BadRequest, str(error)
+            kind, why = BadRequest, str(error)  # it says what is wrong with the model
+            if not isinstance(error, BadRequest):
+                kind = EngineFailure
+                why = f"base model {info.name!r} does not load: {type(error).__name__}: {error}"
             self._failed[info.name] = (time.monotonic(), kind, why)
             raise kind(why) from error
         logger.info("loaded %s (%s) in %.1f s", info.name, info.dtype, time.monotonic() - started)

@@ -13,35 +13,34 @@ from tinkerlite_server.engine.protocols import Ids
 from tinkerlite_server.engine.streams import prefix_groups, stream_order
 
 
-def counted(shared: int, max_tokens: int) -> int:
-    """Rows of a shared prefix that count against a pass's limit: none of one longer than half a pass.
+def most_rows(shared: int, max_tokens: int) -> int:
+    """The limit of a pass that begins with sequences behind this shared prefix: a long one is extra.
 
-    It would leave its sequences little room, and be computed anew for every few of them. A pass has at most
-    so many rows more.
+    Of more than half a pass, it would leave its sequences little room, and be computed anew for every few
+    of them.
     """
-    return shared if shared <= max_tokens // 2 else 0
+    return max_tokens + (shared if shared > max_tokens // 2 else 0)
 
 
 def cut_passes(
     sequences: Sequence[Ids], adapters: Sequence[Adapter | None], max_tokens: int
 ) -> list[list[int]]:
-    """Indices of the sequences, in passes of at most `max_tokens` rows; a longer one is alone.
+    """Indices of the sequences, in passes of at most `max_tokens` rows, a shared prefix counted once.
 
-    A prefix that neighbours share is one group's rows, and counts as `counted` says.
+    A longer sequence is alone. Behind a long prefix a pass has more rows, as `most_rows` says.
     """
     passes: list[list[int]] = [[]]
     rows = 0
     for members, shared in prefix_groups(sequences, adapters, stream_order(sequences, adapters)):
-        prefix = counted(shared, max_tokens)
         own = [len(sequences[member]) - shared for member in members]
-        if passes[-1] and rows + prefix + sum(own) > max_tokens:
+        if passes[-1] and rows + shared + sum(own) > max_tokens:
             passes.append([])
             rows = 0
-        rows += prefix
+        rows += shared
         for member, added in zip(members, own, strict=True):
-            if passes[-1] and rows + added > max_tokens:
+            if passes[-1] and rows + added > most_rows(shared, max_tokens):
                 passes.append([])
-                rows = prefix
+                rows = shared
             passes[-1].append(member)
             rows += added
     return [members for members in passes if members]

@@ -20,7 +20,7 @@ from torch import Tensor
 from tinkerlite_server.engine.attention import KeysValues
 from tinkerlite_server.engine.base_model import BaseModel
 from tinkerlite_server.engine.lora import Adapter
-from tinkerlite_server.engine.passes import counted
+from tinkerlite_server.engine.passes import most_rows
 from tinkerlite_server.engine.protocols import Ids, SampleWork
 from tinkerlite_server.engine.scoring import PromptScores, score_prompts
 from tinkerlite_server.engine.streams import PackedStream, prefix_groups, stream_order
@@ -128,7 +128,7 @@ def choose_prompts(
 ) -> list[int]:
     """Indices of those to read in the next pass: the first, what shares its beginning, then others in order.
 
-    The pass has at most `max_tokens` rows, a shared beginning counted once, or as `counted` says; a longer
+    The pass has at most `max_tokens` rows, a shared beginning counted once, or as `most_rows` says; a longer
     prompt is read alone. What is left out comes no later for it: the first of them is first next time.
 
     Args:
@@ -138,10 +138,11 @@ def choose_prompts(
     chosen: list[int] = []
     used = 0
     for members, shared in sorted(groups, key=lambda group: min(group[0])):
-        used += counted(shared, max_tokens)
+        limit = max_tokens if chosen else most_rows(shared, max_tokens)
+        used += shared
         for member in sorted(members):
             own = len(sequences[member]) - shared - known.get(member, 0)
-            if chosen and used + own > max_tokens:
+            if chosen and used + own > limit:
                 return chosen
             chosen.append(member)
             used += own

@@ -8,6 +8,7 @@ from tests.tiny import make_tiny_model
 from tinkerlite_server.engine.base_model import BaseModel
 from tinkerlite_server.engine.lora import Adapter
 from tinkerlite_server.engine.passes import cut_passes
+from tinkerlite_server.engine.prompts import choose_prompts
 from tinkerlite_server.engine.protocols import AdapterConfig, ModelInfo
 from tinkerlite_server.engine.streams import PackedStream, common_prefix, prefix_groups, stream_order
 
@@ -136,6 +137,16 @@ def test_a_long_prefix_is_not_computed_for_every_few_of_its_sequences(shared: in
     assert sorted(i for members in found for i in members) == list(range(16))
     assert max(rows_of(sequences, members) for members in found) <= most
     assert len(found) == passes
+
+
+def test_long_prefixes_do_not_add_up_in_one_pass():
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 400, 600) for _ in range(6)]
+    sequences = [np.concatenate([prompt, rng.integers(0, 400, 10)]) for prompt in prompts for _ in range(4)]
+    found = cut_passes(sequences, [None] * 24, max_tokens=512)
+    assert [rows_of(sequences, members) for members in found] == [640] * 6
+    first = choose_prompts(sequences, [None] * 24, {}, max_tokens=512)
+    assert first == [0, 1, 2, 3]
 
 
 def test_nested_prefixes_do_not_make_a_pass_larger_than_its_limit():
