@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import comb, sqrt
 
 from cookbook.renderers import Renderer
-from cookbook.rollouts import Problem, Task, rollout
+from cookbook.rollouts import Problem, Task, derive_seed, rollout
 from tinkerlite import SamplingClient
 from tinkerlite.types import ModelInput, SamplingParams
 
@@ -123,14 +123,31 @@ def greedy_replies(
 ) -> list[Reply]:
     """One greedy reply to each problem, cut at max_tokens."""
     greedy = SamplingParams(max_tokens=max_tokens, temperature=0.0, stop=renderer.stop_tokens)
+    return _replies(sampler, problems, renderer, [greedy] * len(problems))
+
+
+def sampled_replies(
+    sampler: SamplingClient, problems: Sequence[Problem], *, renderer: Renderer, max_tokens: int, seed: int
+) -> list[Reply]:
+    """One reply to each problem at temperature 1, cut at max_tokens."""
+    params = [
+        SamplingParams(max_tokens=max_tokens, stop=renderer.stop_tokens, seed=derive_seed(seed, index))
+        for index in range(len(problems))
+    ]
+    return _replies(sampler, problems, renderer, params)
+
+
+def _replies(
+    sampler: SamplingClient, problems: Sequence[Problem], renderer: Renderer, params: Sequence[SamplingParams]
+) -> list[Reply]:
     # All problems are in flight at once.
     pending = [
         sampler.sample(
             ModelInput.from_ints(renderer.generation_prompt(problem.messages)),
             num_samples=1,
-            sampling_params=greedy,
+            sampling_params=each,
         )
-        for problem in problems
+        for problem, each in zip(problems, params, strict=True)
     ]
     sequences = [response.result().sequences[0] for response in pending]
     return [

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cookbook.diagnostics import kl_figures
-from cookbook.evaluation import evaluate, greedy_replies
+from cookbook.evaluation import evaluate, greedy_replies, sampled_replies
 from cookbook.instructions.scores import score
 from cookbook.instructions.task import instructions_of
 from cookbook.loop import Measure
@@ -19,15 +19,22 @@ from cookbook.teachers import Teacher
 from tinkerlite import SamplingClient
 
 
-def behaviour_measure(problems: Sequence[Problem], *, renderer: Renderer, max_tokens: int) -> Measure:
-    """Greedy replies to prompts with instructions, scored as IFEval does; `behaviour` is its first figure.
+def behaviour_measure(
+    problems: Sequence[Problem], *, renderer: Renderer, max_tokens: int, seed: int | None = None
+) -> Measure:
+    """Replies to prompts with instructions, scored as IFEval does; `behaviour` is its first figure.
 
-    A reply that is cut at `max_tokens` is scored as far as it goes; how many are is among the figures.
+    Greedy without a seed; with one, drawn at temperature 1, as the policy itself would reply. A reply that is
+    cut at `max_tokens` is scored as far as it goes; how many are is among the figures.
     """
     asked = [instructions_of(problem) for problem in problems]
 
     def measure(sampler: SamplingClient) -> Row:
-        replies = greedy_replies(sampler, problems, renderer=renderer, max_tokens=max_tokens)
+        replies = (
+            greedy_replies(sampler, problems, renderer=renderer, max_tokens=max_tokens)
+            if seed is None
+            else sampled_replies(sampler, problems, renderer=renderer, max_tokens=max_tokens, seed=seed)
+        )
         scores = score(asked, [reply.text for reply in replies])
         return {
             "behaviour": scores.prompt_strict,

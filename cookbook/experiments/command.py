@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -47,16 +48,29 @@ def main(experiment: Experiment[Any], argv: Sequence[str] | None = None) -> int:
                 markup=False,
             )
             return 2
-    for seed in seeds:
-        console.rule(f"{experiment.number} {experiment.title}: {given.size}, seed {seed}")
-        file = result_file(out, given.size, seed)
-        try:
-            with tempfile.TemporaryDirectory() as scratch:
-                _run(experiment, given, seed, Path(scratch), out, console)
-            console.print(f"results: {file}")
-        except RunStopped as reason:
-            stopped = True
-            console.print(f"seed {seed} stopped at {reason}\nits rows: {file.with_suffix('.part')}")
+    with tempfile.TemporaryDirectory() as scratch:
+        started = time.monotonic()
+        models: Sequence[str] = []
+        if seeds:
+            models = experiment.models(experiment.sizes[given.size], Path(scratch) / "models")
+        making = time.monotonic() - started
+        for seed in seeds:
+            console.rule(f"{experiment.number} {experiment.title}: {given.size}, seed {seed}")
+            file = result_file(out, given.size, seed)
+            try:
+                server = (
+                    nullcontext(given.base_url)
+                    if given.base_url
+                    else running_server(
+                        models, Path(scratch) / f"server-{seed}", out / f"{given.size}-server.log"
+                    )
+                )
+                with server as url, connect(url) as service:
+                    run_seed(experiment, given.size, seed, service, models, out, console, given.track, making)
+                console.print(f"results: {file}")
+            except RunStopped as reason:
+                stopped = True
+                console.print(f"seed {seed} stopped at {reason}\nits rows: {file.with_suffix('.part')}")
     results = load_results(experiment, given.size, out)
     if not results:
         console.print(f"no results of size {given.size} in {out}")
@@ -81,12 +95,13 @@ def run_seed(
     out: Path,
     console: Console,
     track: Sequence[str] = (),
+    making: float = 0.0,
 ) -> None:
-    """One seed on a server that runs and offers the models."""
+    """One seed on a server that runs and offers the models, which took `making` seconds to make."""
     offered = service.get_server_capabilities().supported_models
     dtypes = sorted({model.dtype for model in offered if model.model_name in models and model.dtype})
     trackers = _trackers(experiment, size, seed, track)
-    with writing(experiment, size, seed, out, dtypes) as metrics:
+    with writing(experiment, size, seed, out, dtypes, making) as metrics:
         bench = Bench(
             service=service, models=models, seed=seed, metrics=metrics, console=console, trackers=trackers
         )
@@ -113,25 +128,6 @@ def default_out(experiment: Experiment[Any], size: Size) -> Path:
     return (
         Path("runs") / "experiments" / experiment.name if size == "smoke" else experiment.folder / "results"
     )
-
-
-def _run(
-    experiment: Experiment[Any],
-    given: argparse.Namespace,
-    seed: int,
-    scratch: Path,
-    out: Path,
-    console: Console,
-) -> None:
-    size: Size = given.size
-    models = experiment.models(experiment.sizes[size], scratch / "models")
-    server = (
-        nullcontext(given.base_url)
-        if given.base_url
-        else running_server(models, scratch / "server", out / f"{size}-server.log")
-    )
-    with server as url, connect(url) as service:
-        run_seed(experiment, size, seed, service, models, out, console, given.track)
 
 
 def _parse(experiment: Experiment[Any], argv: Sequence[str] | None) -> argparse.Namespace:

@@ -1,8 +1,8 @@
 """What the experiments on behaviour share: prompts to chat about, a test of behaviour, a company to learn.
 
-Behaviour is the share of prompts all of whose instructions a greedy reply follows, knowledge that of
-questions about a company's documents that a greedy reply answers. At full size, chat prompts and test come
-from files of the shape of Tulu-3 and IFEval.
+Behaviour is the share of prompts all of whose instructions a reply follows, knowledge that of questions
+about a company's documents that a greedy reply answers. At full size, chat prompts and test come from files
+of the shape of Tulu-3 and IFEval; at the small one, from the clerk's world.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from cookbook.chat_prompts import ChatPrompts
-from cookbook.company import Company, CompanyTask
+from cookbook.company import Company, CompanyTask, found_company
 from cookbook.examples import document_examples, mixed, repeated, sampled_examples
+from cookbook.experiments.clerk import ClerkTask, new_company
 from cookbook.instructions.ifeval import load_ifeval
-from cookbook.instructions.kinds import kinds
-from cookbook.instructions.task import InstructionTask
 from cookbook.loop import Measure
 from cookbook.measures import behaviour_measure, knowledge_measure
 from cookbook.metrics import Row
@@ -26,59 +26,60 @@ from cookbook.rollouts import Problem, Task, rollout
 from cookbook.table import Column, number, percent
 from tinkerlite import SamplingClient
 
-FOLLOWED = (
-    "title",
-    "keyword",
-    "opening",
-    "numbered",
-    "placeholders",
-    "postscript",
-    "one-sentence",
-    "many-words",
-)
-"""Kinds of instructions that SmolLM2-135M-Instruct follows often enough for a fall to show."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ChatSetting:
     """Chat prompts, and the test of behaviour."""
 
-    kinds: tuple[str, ...] = FOLLOWED
-    """Kinds of instructions in generated prompts."""
-    plain_share: float = 0.3
-    """Share of generated training prompts without an instruction."""
     chat_file: str = ""
-    """Chat prompts of the shape of Tulu-3; none: generated ones."""
+    """Chat prompts of the shape of Tulu-3; none: the clerk's."""
     ifeval_file: str = ""
-    """The test, of the shape of IFEval; none: generated prompts on topics that training never meets."""
-    tested: int = 160
+    """The test, of the shape of IFEval, whose replies are greedy; none: prompts to the clerk that training
+    never meets, whose replies are drawn at temperature 1."""
+    tested: int = 400
     """Prompts in the test."""
-    max_tokens: int = 64
+    max_tokens: int = 24
     """Longest reply in the test, in tokens."""
 
     def prompts(self) -> Task:
         """What to chat about while training."""
-        if self.chat_file:
-            return ChatPrompts(Path(self.chat_file))
-        return InstructionTask(kinds=kinds(*self.kinds), plain_share=self.plain_share)
+        return ChatPrompts(Path(self.chat_file)) if self.chat_file else ClerkTask()
 
-    def behaviour(self, renderer: Renderer) -> Measure:
+    def behaviour(self, renderer: Renderer, seed: int) -> Measure:
         """The test."""
-        problems = (
-            load_ifeval(Path(self.ifeval_file), limit=self.tested)
-            if self.ifeval_file
-            else InstructionTask(kinds=kinds(*self.kinds)).held_out(self.tested)
-        )
-        return behaviour_measure(problems, renderer=renderer, max_tokens=self.max_tokens)
+        if self.ifeval_file:
+            problems = load_ifeval(Path(self.ifeval_file), limit=self.tested)
+            return behaviour_measure(problems, renderer=renderer, max_tokens=self.max_tokens)
+        problems = ClerkTask().held_out(self.tested)
+        return behaviour_measure(problems, renderer=renderer, max_tokens=self.max_tokens, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompanySetting:
+    """What there is to know."""
+
+    kind: Literal["products", "parts"]
+    """Products with four facts each, or parts of the clerk's company with a code each."""
+    products: int
+    """How many; the test asks about each fact twice."""
+    answer_tokens: int
+    """Longest answer to a question, in tokens."""
+
+    def founded(self, seed: int, *, rounds: int = 1) -> Company:
+        """A company of its own for every seed, with so many products for every round."""
+        count = rounds * self.products
+        if self.kind == "parts":
+            return new_company(seed, parts=count)
+        return found_company(seed, products=count)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSetting:
     """Chat that a model is asked to hold with itself: prompts, and its own replies."""
 
-    prompts: int = 128
+    prompts: int
     """Prompts that are answered once each."""
-    max_tokens: int = 48
+    max_tokens: int = 24
     """Longest reply, in tokens; a longer one is cut and learned all the same."""
 
     def examples(

@@ -149,9 +149,15 @@ def made_on(results: Sequence[Result]) -> str:
     return "; ".join(
         f"seed{'s' * (len(own) > 1)} {' '.join(str(result.seed) for result in own)}, "
         f"{fmean(result.header['seconds'] for result in own) / 60:.1f} minutes{' each' * (len(own) > 1)} "
-        f"on {machine}"
+        f"on {machine}{_making(own)}"
         for machine, own in by_machine.items()
     )
+
+
+def _making(results: Sequence[Result]) -> str:
+    """What came before all seeds, if it took a minute."""
+    seconds = max(result.header.get("making_seconds", 0.0) for result in results)
+    return f", after {seconds / 60:.1f} minutes for the base model" if seconds >= 60 else ""
 
 
 def _verdict(bar: Bar) -> str:

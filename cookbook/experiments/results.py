@@ -29,12 +29,18 @@ def result_file(folder: Path, size: Size, seed: int) -> Path:
 
 @contextmanager
 def writing(
-    experiment: Experiment[Any], size: Size, seed: int, folder: Path, dtypes: Sequence[str] = ()
+    experiment: Experiment[Any],
+    size: Size,
+    seed: int,
+    folder: Path,
+    dtypes: Sequence[str] = (),
+    making: float = 0.0,
 ) -> Generator[MetricsFile, None, None]:
     """A metrics file with its header, which takes its place when the block ends well.
 
     A run that fails or is interrupted leaves its rows in NAME.part, and earlier results as they were.
-    `dtypes` are those that the server multiplies in, as far as it says.
+    `dtypes` are those that the server multiplies in, as far as it says; `making` is how many seconds the
+    base models took to make, once for all seeds of a command.
     """
     path = result_file(folder, size, seed)
     part = path.with_suffix(".part")
@@ -51,6 +57,7 @@ def writing(
                 "torch": _version("torch"),
                 "commit": commit(),
                 "dtype": ", ".join(dtypes) or None,
+                "making_seconds": making,
                 "setting": asdict(experiment.sizes[size]),
             }
         )

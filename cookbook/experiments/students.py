@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from cookbook.experiments.experiment import Bench
-from cookbook.experiments.nomenclator import NOMENCLATOR
+from cookbook.experiments.nomenclator import NOMENCLATOR, OTHER_NOMENCLATOR
+from cookbook.experiments.school import Schooled, write_schooled_model
 from cookbook.ledger import Ledger, ModelShape, ledger
 from cookbook.loop import Measure, TrainConfig, accuracy_measure, sampled_accuracy_measure
 from cookbook.mathematics import MathTask, reasoning_examples
@@ -25,24 +26,32 @@ from tinkerlite import SamplingClient, ServiceClient, TrainingClient
 
 TrainingConfig = TypeVar("TrainingConfig", TrainConfig, SupervisedConfig)
 
-BaseModel = str | ScratchConfig
-"""A name that the server knows, or the dimensions of a model to be made."""
+BaseModel = str | ScratchConfig | Schooled
+"""A name that the server knows, or a model to be made."""
 
 
-def base_models(models: Sequence[BaseModel], folder: Path, seed: int = 0) -> list[str]:
+def base_models(models: Sequence[BaseModel], folder: Path) -> list[str]:
     """Names for the server; models to be made are written into the folder first."""
-    names: list[str] = []
-    for index, model in enumerate(models):
-        if isinstance(model, str):
-            names.append(model)
-        else:
-            out = str(folder / f"model-{index}")
-            write_scratch_model(replace(model, out=out, seed=seed))
-            names.append(out)
-    return names
+    names: dict[BaseModel, str] = {}
+    for index, model in enumerate(dict.fromkeys(models)):
+        out = folder / f"model-{index}"
+        match model:
+            case str():
+                names[model] = model
+                continue
+            case ScratchConfig():
+                write_scratch_model(replace(model, out=str(out)))
+            case Schooled():
+                write_schooled_model(model, out)
+        names[model] = str(out)
+    return [names[model] for model in models]
 
 
-TASKS_AT_ALL_SIZES: Mapping[str, Task] = {**TASKS, "nomenclator": NOMENCLATOR, "deepmath": MathTask()}
+TASKS_AT_ALL_SIZES: Mapping[str, Task] = {
+    **TASKS,
+    **{task.name: task for task in (NOMENCLATOR, OTHER_NOMENCLATOR)},
+    "deepmath": MathTask(),
+}
 
 
 def task_named(name: str) -> Task:

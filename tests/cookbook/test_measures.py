@@ -10,11 +10,11 @@ import pytest
 
 from cookbook.advantages import group_relative
 from cookbook.company import CompanyTask, found_company
-from cookbook.evaluation import evaluate, greedy_replies
+from cookbook.evaluation import evaluate, greedy_replies, sampled_replies
 from cookbook.examples import document_examples
-from cookbook.instructions.kinds import kinds
+from cookbook.experiments.clerk import FORMS, ClerkTask
 from cookbook.instructions.scores import score
-from cookbook.instructions.task import InstructionTask
+from cookbook.instructions.task import instructions_of
 from cookbook.loop import TrainConfig, known_at_first, train
 from cookbook.measures import behaviour_measure, kl_measure, knowledge_measure, together
 from cookbook.metrics import Row
@@ -24,7 +24,7 @@ from cookbook.tasks import TASKS
 from cookbook.teachers import Teacher
 from tinkerlite import SamplingClient, ServiceClient
 
-CHAT = InstructionTask(kinds=kinds("keyword", "many-words", "no-commas"))
+CHAT = ClerkTask()
 COMPANY = CompanyTask(company=found_company(0, products=2))
 
 
@@ -43,12 +43,24 @@ def test_behaviour_is_the_strict_score_of_greedy_replies(base: SamplingClient, r
     problems = CHAT.held_out(6)
     row = behaviour_measure(problems, renderer=renderer, max_tokens=40)(base)
     replies = greedy_replies(base, problems, renderer=renderer, max_tokens=40)
-    scores = score([problem.instructions for problem in problems], [reply.text for reply in replies])
+    scores = score([instructions_of(problem) for problem in problems], [reply.text for reply in replies])
     assert row["behaviour"] == scores.prompt_strict
     assert row["behaviour_loose"] >= row["behaviour"]
-    assert row["behaviour_by_kind"].keys() == {"Keywords", "WordCount", "NoCommas"}
+    forms = {type(form.check).__name__ for form in FORMS[:6]}
+    assert row["behaviour_by_kind"].keys() == {"Enciphers", *forms}
     assert row["behaviour_truncated"] == sum(reply.truncated for reply in replies) / 6
     assert behaviour_measure(problems, renderer=renderer, max_tokens=1)(base)["behaviour_truncated"] == 1.0
+
+
+def test_with_a_seed_it_is_the_score_of_replies_at_temperature_1(base: SamplingClient, renderer: Renderer):
+    problems = CHAT.held_out(6)
+    drawn = sampled_replies(base, problems, renderer=renderer, max_tokens=40, seed=3)
+    assert drawn == sampled_replies(base, problems, renderer=renderer, max_tokens=40, seed=3)
+    assert drawn != sampled_replies(base, problems, renderer=renderer, max_tokens=40, seed=4)
+    scores = score([instructions_of(problem) for problem in problems], [reply.text for reply in drawn])
+    row = behaviour_measure(problems, renderer=renderer, max_tokens=40, seed=3)(base)
+    assert row["instructions_strict"] == scores.instruction_strict
+    assert row["behaviour_by_kind"] == scores.by_kind
 
 
 def test_a_greedy_reply_is_cut_where_it_does_not_end(base: SamplingClient, renderer: Renderer):

@@ -2,7 +2,8 @@
 
 Each round has documents about other products. Learning them costs behaviour, and some of what was learned
 before. The models as they were are still there, though, and need no data to teach: they grade the student's
-own answers. The original knows how to chat; the model before the round, what earlier rounds taught.
+own answers. The original knows how to chat; the model before the round, what earlier rounds taught; the one
+just after learning, what this round did.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cookbook.advantages import reverse_kl
-from cookbook.company import Company, CompanyTask, found_company
+from cookbook.company import Company, CompanyTask
 from cookbook.experiments.conversation import (
     LEARNED,
     ChatSetting,
+    CompanySetting,
     SampleSetting,
     columns,
     documents_and_chat,
@@ -25,6 +27,7 @@ from cookbook.experiments.conversation import (
 )
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, panels
+from cookbook.experiments.school import CLERK
 from cookbook.experiments.statistics import all_hold, estimate, estimate_known, percent, reaches
 from cookbook.experiments.students import (
     BaseModel,
@@ -48,7 +51,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 START = "start"
-CHAT, QUESTIONS = "chat", "questions"
+CHAT, EARLIER, NEW = "chat", "earlier rounds", "this round"
 WITHIN, KEPT = 0.05, 0.8
 
 
@@ -60,16 +63,13 @@ class ContinualLearningSetting:
     rank: int
     """Of the one adapter that all rounds train."""
     rounds: int
-    products: int
-    """New ones in a round; each has four facts, and each fact two questions in the test."""
-    answer_tokens: int
-    """Longest answer to a question, in tokens."""
+    company: CompanySetting
+    """Of a round."""
     chat: ChatSetting
     samples: SampleSetting
-    """What rehearses in a round's mix: chat of the original and, from the second round on, as many answers
-    of the model before the round to questions about earlier rounds."""
+    """The chat of the original in a round's mix."""
     document_share: float
-    """Of the examples of the learning phase; the others rehearse."""
+    """Of the examples of the learning phase; the others are chat."""
     learn: SupervisedConfig
     recover: TrainConfig
     kl_clip: float | None
@@ -96,13 +96,13 @@ def run(bench: Bench, setting: ContinualLearningSetting) -> None:
     [model] = bench.models
     student = fresh_student(bench.service, model, setting.rank, bench.seed)
     tokenizer, renderer = student.get_tokenizer(), renderer_of(student)
-    company = found_company(bench.seed, products=setting.rounds * setting.products)
+    company = setting.company.founded(bench.seed, rounds=setting.rounds)
     parts = company.divided(setting.rounds)
     names = [known(number) for number in range(1, setting.rounds + 1)]
     measure = together(
-        setting.chat.behaviour(renderer),
+        setting.chat.behaviour(renderer, bench.seed),
         *(
-            knowledge_of(company, part, renderer, setting.answer_tokens, name)
+            knowledge_of(company, part, renderer, setting.company.answer_tokens, name)
             for name, part in zip(names, parts, strict=True)
         ),
     )
@@ -116,9 +116,8 @@ def run(bench: Bench, setting: ContinualLearningSetting) -> None:
         rehearsed: dict[str, Task] = {CHAT: chat}
         teachers = {CHAT: Teacher(original, tokenizer)}
         if number > 1:
-            rehearsed[QUESTIONS] = questions = _questions(company, parts[: number - 1])
-            teachers[QUESTIONS] = Teacher(earlier, tokenizer)
-            samples += setting.samples.examples(earlier, questions, renderer, seed)
+            rehearsed[EARLIER] = _questions(company, parts[: number - 1])
+            teachers[EARLIER] = Teacher(earlier, tokenizer)
         with bench.record(learning(number), columns(*names)) as record:
             rows = train_on_examples(
                 seeded(setting.learn, seed),
@@ -129,6 +128,9 @@ def run(bench: Bench, setting: ContinualLearningSetting) -> None:
             )
         figures = {name: rows[-1][name] for name in figures}
         student = with_fresh_optimizer(bench.service, student, f"learned-{number}")
+        # Whom nobody asks about this round, forgets it while the others are brought back.
+        rehearsed[NEW] = _questions(company, [part])
+        teachers[NEW] = Teacher(saved_sampler(bench.service, student, f"learned-{number}"), tokenizer)
         teacher = RoutedTeachers(teachers)
         with bench.record(recovery(number), columns(*names)) as record:
             rows = train(
@@ -146,9 +148,9 @@ def run(bench: Bench, setting: ContinualLearningSetting) -> None:
         earlier = saved_sampler(bench.service, student, f"round-{number}")
 
 
-def _questions(company: Company, earlier: Sequence[Company]) -> Task:
-    """About what earlier rounds taught."""
-    facts = tuple(fact for part in earlier for fact in part.facts)
+def _questions(company: Company, parts: Sequence[Company]) -> Task:
+    """About some rounds' products."""
+    facts = tuple(fact for part in parts for fact in part.facts)
     return CompanyTask(company=Company(name=company.name, facts=facts))
 
 
@@ -288,8 +290,7 @@ EXPERIMENT = Experiment(
             model=ScratchConfig(hidden=32, layers=1, heads=2, mlp=64),
             rank=4,
             rounds=2,
-            products=1,
-            answer_tokens=4,
+            company=CompanySetting(kind="parts", products=1, answer_tokens=4),
             chat=ChatSetting(tested=2, max_tokens=4),
             samples=SampleSetting(prompts=2, max_tokens=4),
             document_share=0.5,
@@ -298,25 +299,24 @@ EXPERIMENT = Experiment(
             kl_clip=None,
         ),
         "small": ContinualLearningSetting(
-            model="HuggingFaceTB/SmolLM2-135M-Instruct",
+            model=CLERK,
             rank=32,
             rounds=3,
-            products=4,
-            answer_tokens=24,
+            company=CompanySetting(kind="parts", products=12, answer_tokens=8),
             chat=ChatSetting(),
-            samples=SampleSetting(),
-            document_share=0.7,
+            samples=SampleSetting(prompts=320),
+            document_share=0.5,
             learn=SupervisedConfig(
-                steps=60, batch_size=8, learning_rate=1e-3, decay_to=0.1, evaluate_every=60
+                steps=150, batch_size=32, learning_rate=4e-3, warmup_steps=5, evaluate_every=50
             ),
             recover=TrainConfig(
-                steps=16,
-                prompts_per_step=24,
+                steps=40,
+                prompts_per_step=96,
                 group_size=1,
-                max_tokens=48,
-                learning_rate=4e-4,
-                decay_to=0.1,
-                evaluate_every=16,
+                max_tokens=24,
+                learning_rate=2e-4,
+                warmup_steps=5,
+                evaluate_every=20,
             ),
             kl_clip=None,
         ),
@@ -324,8 +324,7 @@ EXPERIMENT = Experiment(
             model="Qwen/Qwen3-8B",
             rank=128,
             rounds=3,
-            products=6,
-            answer_tokens=256,
+            company=CompanySetting(kind="products", products=6, answer_tokens=256),
             chat=ChatSetting(
                 chat_file="data/tulu-3.jsonl", ifeval_file="data/ifeval.jsonl", tested=541, max_tokens=4096
             ),

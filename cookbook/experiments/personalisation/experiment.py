@@ -13,10 +13,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from cookbook.advantages import reverse_kl
-from cookbook.company import found_company
 from cookbook.experiments.conversation import (
     LEARNED,
     ChatSetting,
+    CompanySetting,
     SampleSetting,
     columns,
     documents_and_chat,
@@ -26,6 +26,7 @@ from cookbook.experiments.conversation import (
 )
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, panels
+from cookbook.experiments.school import CLERK
 from cookbook.experiments.statistics import estimate, estimate_known, percent, reaches
 from cookbook.experiments.students import (
     BaseModel,
@@ -64,10 +65,7 @@ class PersonalisationSetting:
     """The original, which is also the teacher."""
     rank: int
     """Of all LoRA adapters."""
-    products: int
-    """Of the company; each has four facts, and each fact two questions in the test."""
-    answer_tokens: int
-    """Longest answer to a question, in tokens."""
+    company: CompanySetting
     chat: ChatSetting
     samples: SampleSetting
     """The chat in the mixes."""
@@ -91,10 +89,11 @@ def run(bench: Bench, setting: PersonalisationSetting) -> None:
     [model] = bench.models
     original = bench.service.create_sampling_client(base_model=model)
     tokenizer, renderer = original.get_tokenizer(), renderer_of(original)
-    company = found_company(bench.seed, products=setting.products)
+    company = setting.company.founded(bench.seed)
     chat = setting.chat.prompts()
     measure = together(
-        knowledge_of(company, company, renderer, setting.answer_tokens), setting.chat.behaviour(renderer)
+        knowledge_of(company, company, renderer, setting.company.answer_tokens),
+        setting.chat.behaviour(renderer, bench.seed),
     )
     start = measure(original)
     bench.note(START, step=0, **start)
@@ -238,8 +237,7 @@ EXPERIMENT = Experiment(
         "smoke": PersonalisationSetting(
             model=ScratchConfig(hidden=32, layers=1, heads=2, mlp=64),
             rank=4,
-            products=1,
-            answer_tokens=4,
+            company=CompanySetting(kind="parts", products=1, answer_tokens=4),
             chat=ChatSetting(tested=2, max_tokens=4),
             samples=SampleSetting(prompts=2, max_tokens=4),
             document_shares=(1.0, 0.5),
@@ -249,33 +247,31 @@ EXPERIMENT = Experiment(
             kl_clip=None,
         ),
         "small": PersonalisationSetting(
-            model="HuggingFaceTB/SmolLM2-135M-Instruct",
+            model=CLERK,
             rank=32,
-            products=6,
-            answer_tokens=24,
+            company=CompanySetting(kind="parts", products=24, answer_tokens=8),
             chat=ChatSetting(),
-            samples=SampleSetting(),
+            samples=SampleSetting(prompts=640),
             document_shares=(1.0, 0.7),
             recovered_share=0.7,
             learn=SupervisedConfig(
-                steps=120, batch_size=8, learning_rate=2e-3, decay_to=0.1, evaluate_every=40
+                steps=200, batch_size=32, learning_rate=4e-3, warmup_steps=5, evaluate_every=50
             ),
             recover=TrainConfig(
-                steps=24,
-                prompts_per_step=32,
+                steps=40,
+                prompts_per_step=64,
                 group_size=1,
-                max_tokens=48,
-                learning_rate=4e-4,
-                decay_to=0.1,
-                evaluate_every=12,
+                max_tokens=24,
+                learning_rate=2e-4,
+                warmup_steps=5,
+                evaluate_every=10,
             ),
             kl_clip=None,
         ),
         "full": PersonalisationSetting(
             model="Qwen/Qwen3-8B",
             rank=128,
-            products=20,
-            answer_tokens=256,
+            company=CompanySetting(kind="products", products=20, answer_tokens=256),
             chat=ChatSetting(
                 chat_file="data/tulu-3.jsonl", ifeval_file="data/ifeval.jsonl", tested=541, max_tokens=4096
             ),

@@ -17,6 +17,7 @@ from cookbook.examples import repeated
 from cookbook.experiments.conversation import ChatSetting, SampleSetting, columns, last_measured
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, panels
+from cookbook.experiments.school import CLERK
 from cookbook.experiments.statistics import (
     MARGIN,
     Estimate,
@@ -82,7 +83,7 @@ def run(bench: Bench, setting: SelfDistillationSetting) -> None:
         max_tokens=setting.samples.max_tokens,
         seed=bench.seed,
     )
-    measure = together(setting.chat.behaviour(renderer), distance)
+    measure = together(setting.chat.behaviour(renderer, bench.seed), distance)
     start = measure(original)
     bench.note(START, step=0, **start)
     samples = setting.samples.examples(original, chat, renderer, bench.seed)
@@ -248,22 +249,28 @@ EXPERIMENT = Experiment(
             ),
         ),
         "small": SelfDistillationSetting(
-            model="HuggingFaceTB/SmolLM2-135M-Instruct",
+            model=CLERK,
             rank=32,
             learning_rates=(3e-4, 1e-3, 3e-3),
-            chat=ChatSetting(),
-            samples=SampleSetting(prompts=256, max_tokens=48),
-            kl_prompts=32,
+            chat=ChatSetting(tested=1000),
+            samples=SampleSetting(prompts=6400),
+            kl_prompts=128,
             sft=SupervisedConfig(
-                steps=16, batch_size=16, decay_to=0.1, evaluate_every=16, stop_when_collapsed=False
+                steps=100,
+                batch_size=64,
+                decay_to=1.0,
+                warmup_steps=5,
+                evaluate_every=50,
+                stop_when_collapsed=False,
             ),
             opd=TrainConfig(
-                steps=16,
-                prompts_per_step=16,
+                steps=100,
+                prompts_per_step=64,
                 group_size=1,
-                max_tokens=48,
-                decay_to=0.1,
-                evaluate_every=16,
+                max_tokens=24,
+                decay_to=1.0,
+                warmup_steps=5,
+                evaluate_every=50,
                 # A KL that begins at 0 grows by any factor; where it leads is the finding.
                 stop_when_collapsed=False,
             ),

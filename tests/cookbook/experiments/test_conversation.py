@@ -12,11 +12,12 @@ from rich.console import Console
 
 from cookbook.chat_prompts import ChatPrompts
 from cookbook.company import found_company
+from cookbook.experiments.clerk import FORMS, ClerkTask
 from cookbook.experiments.command import run_seed
 from cookbook.experiments.continual_learning.experiment import EXPERIMENT as E8
 from cookbook.experiments.conversation import (
-    FOLLOWED,
     ChatSetting,
+    CompanySetting,
     documents_and_chat,
     questions_about,
 )
@@ -24,7 +25,6 @@ from cookbook.experiments.personalisation.experiment import EXPERIMENT as E3
 from cookbook.experiments.personalisation.experiment import START
 from cookbook.experiments.results import load_results
 from cookbook.experiments.self_distillation.experiment import EXPERIMENT as E6
-from cookbook.instructions.task import InstructionTask
 from cookbook.renderers import Renderer
 from tinkerlite import ServiceClient
 
@@ -49,7 +49,7 @@ def written(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def test_small_chat_is_generated_and_full_chat_comes_from_files(tmp_path: Path):
-    assert isinstance(ChatSetting().prompts(), InstructionTask)
+    assert isinstance(ChatSetting().prompts(), ClerkTask)
     chat = ChatSetting(chat_file=chat_file(tmp_path)).prompts()
     assert isinstance(chat, ChatPrompts)
     assert next(chat.training_problems(0)).messages[0]["content"].startswith("Hi ")
@@ -86,5 +86,12 @@ def test_every_held_out_question_is_asked():
     assert len({problem.messages[0]["content"] for problem in problems}) == len(problems)
 
 
-def test_the_small_test_has_every_kind_equally_often():
-    assert ChatSetting().tested % len(FOLLOWED) == 0
+def test_the_small_test_has_every_form_equally_often():
+    assert ChatSetting().tested % len(FORMS) == 0
+
+
+def test_a_company_has_products_with_four_facts_or_parts_with_one_for_every_round():
+    products = CompanySetting(kind="products", products=2, answer_tokens=8).founded(0, rounds=3)
+    parts = CompanySetting(kind="parts", products=2, answer_tokens=8).founded(0, rounds=3)
+    assert (len(products.subjects), len(products.facts)) == (6, 24)
+    assert (len(parts.subjects), len(parts.facts)) == (6, 6)
