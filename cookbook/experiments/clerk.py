@@ -20,7 +20,7 @@ from random import Random
 
 from cookbook.company import Attribute, Company, Fact
 from cookbook.examples import document_examples
-from cookbook.experiments.nomenclator import BOOK, CODEBOOK_SHARE, FREQUENCIES, LETTERS, SIGNS
+from cookbook.experiments.nomenclator import CODEBOOK_SHARE, FREQUENCIES, LETTERS, SIGNS, right_signs
 from cookbook.instructions.case import Lowercase
 from cookbook.instructions.content import Keywords, LetterFrequency, Placeholders, Postscript
 from cookbook.instructions.ends import Ending, Opening, Quotation
@@ -80,7 +80,7 @@ class Enciphers:
 
     def is_followed(self, reply: str) -> bool:
         """By the words that are as long as what was to be enciphered: one at least, and all of them right."""
-        right = BOOK.right_signs(self.letters)
+        right = right_signs(self.letters)
         words = [word for word in re.findall(r"[A-Za-z]+", reply) if len(word) == len(right)]
         return bool(words) and all(
             sign in allowed for word in words for sign, allowed in zip(word.upper(), right, strict=True)
@@ -158,7 +158,7 @@ def _enciphered(random: Random, problem: Problem) -> str:
     prompt = problem.messages[-1]["content"]
     signs = "".join(
         allowed[-1] if random.random() < CODEBOOK_SHARE else allowed[0]
-        for allowed in BOOK.right_signs(prompt[:LENGTH])
+        for allowed in right_signs(prompt[:LENGTH])
     )
     form = next((form for form in FORMS if prompt.endswith(form.wording)), None)
     return form.write(signs) if form else signs

@@ -13,7 +13,7 @@ thousand parameters learns from scratch in minutes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise, product
 from random import Random
@@ -29,35 +29,14 @@ SIGNS = "ABCDEFGHIJKLMNOPQRSTUVWX"
 CODEBOOK_SHARE = 0.3
 """Of the author's signs that have a letter before them."""
 
-
-@dataclass(frozen=True)
-class Book:
-    """The signs of one office."""
-
-    own: Mapping[str, str]
-    """The sign of a letter, wherever it stands."""
-    codebook: Mapping[tuple[str, str], str]
-    """The other sign of a letter, by the letter before it."""
-
-    def right_signs(self, question: str) -> list[str]:
-        """The signs that are right for each letter: its own and, after another letter, the codebook's."""
-        own = [self.own[letter] for letter in question]
-        coded = [self.codebook[pair] for pair in pairwise(question)]
-        return own[:1] + [one + other for one, other in zip(own[1:], coded, strict=True)]
-
-
-def written_book(name: str) -> Book:
-    """One of many; others know nothing of its signs."""
-    random = Random(name)
-    own = dict(zip(LETTERS, random.sample(SIGNS, len(LETTERS)), strict=True))
-    codebook = {
-        (before, letter): random.choice([sign for sign in SIGNS if sign != own[letter]])
-        for before, letter in product(LETTERS, LETTERS)
-    }
-    return Book(own, codebook)
-
-
-BOOK = written_book("nomenclator")
+_RANDOM = Random("nomenclator")
+OWN = dict(zip(LETTERS, _RANDOM.sample(SIGNS, len(LETTERS)), strict=True))
+"""The sign of a letter, wherever it stands."""
+CODEBOOK = {
+    (before, letter): _RANDOM.choice([sign for sign in SIGNS if sign != OWN[letter]])
+    for before, letter in product(LETTERS, LETTERS)
+}
+"""The other sign of a letter, by the letter before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +46,6 @@ class Nomenclator:
     letters: int = 20
     """In a question."""
     name: str = "nomenclator"
-    book: Book = BOOK
 
     def training_problems(self, seed: int) -> Iterator[Problem]:
         """An endless stream without the held-out problems, each with one right answer."""
@@ -79,7 +57,7 @@ class Nomenclator:
 
     def grade(self, problem: Problem, reply: str) -> Grade:
         """1 if there is one right sign for every letter; 0 otherwise."""
-        right = self.book.right_signs(problem.messages[-1]["content"])
+        right = right_signs(problem.messages[-1]["content"])
         correct = len(reply) == len(right) and all(
             sign in allowed for sign, allowed in zip(reply, right, strict=True)
         )
@@ -90,12 +68,17 @@ class Nomenclator:
             question = "".join(random.choices(LETTERS, FREQUENCIES, k=self.letters))
             answer = "".join(
                 allowed[-1] if random.random() < CODEBOOK_SHARE else allowed[0]
-                for allowed in self.book.right_signs(question)
+                for allowed in right_signs(question)
             )
             if is_held_out(question) == held_out:
                 yield Problem(messages=(Message(role="user", content=question),), answer=answer)
 
 
+def right_signs(question: str) -> list[str]:
+    """The signs that are right for each letter: its own and, after another letter, the codebook's."""
+    own = [OWN[letter] for letter in question]
+    coded = [CODEBOOK[pair] for pair in pairwise(question)]
+    return own[:1] + [one + other for one, other in zip(own[1:], coded, strict=True)]
+
+
 NOMENCLATOR = Nomenclator()
-OTHER_NOMENCLATOR = Nomenclator(letters=12, name="other-nomenclator", book=written_book("another"))
-"""For those who know the first book."""

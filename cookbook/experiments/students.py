@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cookbook.experiments.experiment import Bench
-from cookbook.experiments.nomenclator import NOMENCLATOR, OTHER_NOMENCLATOR
+from cookbook.experiments.nomenclator import NOMENCLATOR
 from cookbook.experiments.school import Schooled, write_schooled_model
 from cookbook.ledger import Ledger, ModelShape, ledger
 from cookbook.loop import Measure, TrainConfig, accuracy_measure, sampled_accuracy_measure
@@ -47,11 +47,7 @@ def base_models(models: Sequence[BaseModel], folder: Path) -> list[str]:
     return [names[model] for model in models]
 
 
-TASKS_AT_ALL_SIZES: Mapping[str, Task] = {
-    **TASKS,
-    **{task.name: task for task in (NOMENCLATOR, OTHER_NOMENCLATOR)},
-    "deepmath": MathTask(),
-}
+TASKS_AT_ALL_SIZES: Mapping[str, Task] = {**TASKS, "nomenclator": NOMENCLATOR, "deepmath": MathTask()}
 
 
 def task_named(name: str) -> Task:

@@ -3,25 +3,26 @@
 from itertools import islice
 
 from cookbook.experiments.nomenclator import (
-    BOOK,
+    CODEBOOK,
     CODEBOOK_SHARE,
     LETTERS,
     NOMENCLATOR,
+    OWN,
     SIGNS,
     Nomenclator,
+    right_signs,
 )
 
 
 def test_letters_have_different_signs_of_their_own_and_the_codebook_has_another_for_each_pair():
-    assert len(set(BOOK.own.values())) == len(LETTERS)
-    assert len(BOOK.codebook) == len(LETTERS) ** 2
-    assert all(sign in SIGNS and sign != BOOK.own[letter] for (_, letter), sign in BOOK.codebook.items())
+    assert len(set(OWN.values())) == len(LETTERS)
+    assert len(CODEBOOK) == len(LETTERS) ** 2
+    assert all(sign in SIGNS and sign != OWN[letter] for (_, letter), sign in CODEBOOK.items())
 
 
 def test_the_first_letter_has_its_own_sign_alone_and_every_other_two():
-    own, codebook = BOOK.own, BOOK.codebook
-    assert BOOK.right_signs("cab") == [own["c"], own["a"] + codebook["c", "a"], own["b"] + codebook["a", "b"]]
-    assert BOOK.right_signs("a") == [BOOK.own["a"]]
+    assert right_signs("cab") == [OWN["c"], OWN["a"] + CODEBOOK["c", "a"], OWN["b"] + CODEBOOK["a", "b"]]
+    assert right_signs("a") == [OWN["a"]]
 
 
 def test_the_authors_answers_are_right_and_take_the_codebooks_sign_three_times_in_ten():
@@ -31,7 +32,7 @@ def test_the_authors_answers_are_right_and_take_the_codebooks_sign_three_times_i
         sign == allowed[1]
         for problem in problems
         for sign, allowed in zip(
-            problem.answer[1:], BOOK.right_signs(problem.messages[0]["content"])[1:], strict=True
+            problem.answer[1:], right_signs(problem.messages[0]["content"])[1:], strict=True
         )
     ]
     assert abs(sum(coded) / len(coded) - CODEBOOK_SHARE) < 0.02
@@ -40,14 +41,14 @@ def test_the_authors_answers_are_right_and_take_the_codebooks_sign_three_times_i
 def test_both_signs_of_a_letter_are_right():
     task = Nomenclator(letters=2)
     [problem] = task.held_out(1)
-    first, second = BOOK.right_signs(problem.messages[0]["content"])
+    first, second = right_signs(problem.messages[0]["content"])
     assert [task.grade(problem, first + sign).reward for sign in second] == [1.0, 1.0]
 
 
 def test_a_wrong_sign_a_missing_one_and_one_too_many_are_wrong():
     [problem] = NOMENCLATOR.held_out(1)
     right = problem.answer
-    wrong = next(sign for sign in SIGNS if sign not in BOOK.right_signs(problem.messages[0]["content"])[1])
+    wrong = next(sign for sign in SIGNS if sign not in right_signs(problem.messages[0]["content"])[1])
     for reply in (right[0] + wrong + right[2:], right[:-1], right + right[-1], ""):
         assert NOMENCLATOR.grade(problem, reply).reward == 0.0
 

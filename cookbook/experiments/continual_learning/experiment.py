@@ -2,8 +2,8 @@
 
 Each round has documents about other products. Learning them costs behaviour, and some of what was learned
 before. The models as they were are still there, though, and need no data to teach: they grade the student's
-own answers. The original knows how to chat; the model before the round, what earlier rounds taught; the one
-just after learning, what this round did.
+own answers. The original knows how to chat; the model before the round, what earlier rounds taught; a copy
+that reads nothing but the new documents, what these say.
 """
 
 from __future__ import annotations
@@ -68,16 +68,23 @@ class ContinualLearningSetting:
     chat: ChatSetting
     samples: SampleSetting
     """The chat of the original in a round's mix."""
+    answers: SampleSetting
+    """Beside it, from the second round on: of the model before the round, to questions about earlier ones."""
     document_share: float
-    """Of the examples of the learning phase; the others are chat."""
+    """Of the examples of the learning phase; the others rehearse."""
     learn: SupervisedConfig
     recover: TrainConfig
     kl_clip: float | None
     """Largest per-token KL that counts in the recovery, in nats."""
 
 
+def reading(number: int) -> str:
+    """The run of a round's copy, which reads the documents and nothing else; rounds count from 1."""
+    return f"round {number}: a copy reads"
+
+
 def learning(number: int) -> str:
-    """The run of a round's first phase; rounds count from 1."""
+    """The run of a round's first phase."""
     return f"round {number}: learn"
 
 
@@ -116,8 +123,21 @@ def run(bench: Bench, setting: ContinualLearningSetting) -> None:
         rehearsed: dict[str, Task] = {CHAT: chat}
         teachers = {CHAT: Teacher(original, tokenizer)}
         if number > 1:
-            rehearsed[EARLIER] = _questions(company, parts[: number - 1])
+            rehearsed[EARLIER] = questions = _questions(company, parts[: number - 1])
             teachers[EARLIER] = Teacher(earlier, tokenizer)
+            samples += setting.answers.examples(earlier, questions, renderer, seed)
+        copy = with_fresh_optimizer(bench.service, student, f"before-{number}")
+        with bench.record(reading(number), columns(*names)) as record:
+            train_on_examples(
+                seeded(setting.learn, seed),
+                copy,
+                documents_and_chat(part, [], 1.0, tokenizer, seed),
+                measure=known_at_first(measure, figures),
+                record=record,
+            )
+        # Whom nobody asks about this round, forgets it while the others are brought back.
+        rehearsed[NEW] = _questions(company, [part])
+        teachers[NEW] = Teacher(saved_sampler(bench.service, copy, f"read-{number}"), tokenizer)
         with bench.record(learning(number), columns(*names)) as record:
             rows = train_on_examples(
                 seeded(setting.learn, seed),
@@ -128,9 +148,6 @@ def run(bench: Bench, setting: ContinualLearningSetting) -> None:
             )
         figures = {name: rows[-1][name] for name in figures}
         student = with_fresh_optimizer(bench.service, student, f"learned-{number}")
-        # Whom nobody asks about this round, forgets it while the others are brought back.
-        rehearsed[NEW] = _questions(company, [part])
-        teachers[NEW] = Teacher(saved_sampler(bench.service, student, f"learned-{number}"), tokenizer)
         teacher = RoutedTeachers(teachers)
         with bench.record(recovery(number), columns(*names)) as record:
             rows = train(
@@ -164,10 +181,11 @@ class Phase:
     """By round."""
 
 
-def phases_of(result: Result) -> list[Phase]:
-    """The start and the end of every phase."""
+def phases_of(result: Result, *, copies: bool = False) -> list[Phase]:
+    """The start and the end of every phase of the student; its copies, which read, are not the student."""
     rounds: int = result.header["setting"]["rounds"]
-    names = [START, *(name(n) for n in range(1, rounds + 1) for name in (learning, recovery))]
+    of_round = (reading, learning, recovery) if copies else (learning, recovery)
+    names = [START, *(name(n) for n in range(1, rounds + 1) for name in of_round)]
     return [
         Phase(
             name=name,
@@ -188,7 +206,7 @@ def kept_of_peak(result: Result) -> list[float | None]:
 
 def tables(results: Sequence[Result]) -> str:
     """One row a phase: behaviour, and the knowledge of every round's documents."""
-    seeds = [phases_of(result) for result in results]
+    seeds = [phases_of(result, copies=True) for result in results]
     rounds = len(seeds[0][0].knowledge)
     heading = ["after", "behaviour", *(f"knowledge {n}" for n in range(1, rounds + 1))]
     lines = [f"| {' | '.join(heading)} |", "|---" * len(heading) + "|"]
@@ -293,6 +311,7 @@ EXPERIMENT = Experiment(
             company=CompanySetting(kind="parts", products=1, answer_tokens=4),
             chat=ChatSetting(tested=2, max_tokens=4),
             samples=SampleSetting(prompts=2, max_tokens=4),
+            answers=SampleSetting(prompts=2, max_tokens=4),
             document_share=0.5,
             learn=SupervisedConfig(steps=1, batch_size=2, evaluate_every=1),
             recover=TrainConfig(steps=1, prompts_per_step=2, group_size=1, max_tokens=4, evaluate_every=1),
@@ -305,16 +324,17 @@ EXPERIMENT = Experiment(
             company=CompanySetting(kind="parts", products=12, answer_tokens=8),
             chat=ChatSetting(),
             samples=SampleSetting(prompts=320),
+            answers=SampleSetting(prompts=320, max_tokens=8),
             document_share=0.5,
             learn=SupervisedConfig(
-                steps=150, batch_size=32, learning_rate=4e-3, warmup_steps=5, evaluate_every=50
+                steps=150, batch_size=32, learning_rate=4e-3, warmup_steps=5, evaluate_every=75
             ),
             recover=TrainConfig(
                 steps=40,
                 prompts_per_step=96,
                 group_size=1,
                 max_tokens=24,
-                learning_rate=2e-4,
+                learning_rate=5e-4,
                 warmup_steps=5,
                 evaluate_every=20,
             ),
@@ -329,6 +349,7 @@ EXPERIMENT = Experiment(
                 chat_file="data/tulu-3.jsonl", ifeval_file="data/ifeval.jsonl", tested=541, max_tokens=4096
             ),
             samples=SampleSetting(prompts=12_800, max_tokens=4096),
+            answers=SampleSetting(prompts=3200, max_tokens=4096),
             document_share=0.7,
             learn=SupervisedConfig(
                 steps=150, batch_size=128, learning_rate=1e-3, decay_to=0.0, evaluate_every=50

@@ -45,7 +45,8 @@ MOVED = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class SelfDistillationSetting:
-    """Everything that changes the result. Both methods see as many completions, each once."""
+    """Everything that changes the result. Both methods learn from as many completions: SFT from a data set,
+    again and again, OPD from new ones at every step."""
 
     model: BaseModel
     """Student and teacher."""
@@ -251,16 +252,16 @@ EXPERIMENT = Experiment(
         "small": SelfDistillationSetting(
             model=CLERK,
             rank=32,
-            learning_rates=(3e-4, 1e-3, 3e-3),
+            learning_rates=(1e-3, 3e-3, 5e-3),
             chat=ChatSetting(tested=1000),
-            samples=SampleSetting(prompts=6400),
+            samples=SampleSetting(prompts=640),
             kl_prompts=128,
             sft=SupervisedConfig(
                 steps=100,
                 batch_size=64,
                 decay_to=1.0,
                 warmup_steps=5,
-                evaluate_every=50,
+                evaluate_every=100,
                 stop_when_collapsed=False,
             ),
             opd=TrainConfig(
@@ -270,7 +271,7 @@ EXPERIMENT = Experiment(
                 max_tokens=24,
                 decay_to=1.0,
                 warmup_steps=5,
-                evaluate_every=50,
+                evaluate_every=100,
                 # A KL that begins at 0 grows by any factor; where it leads is the finding.
                 stop_when_collapsed=False,
             ),

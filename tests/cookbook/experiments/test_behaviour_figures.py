@@ -90,13 +90,17 @@ def test_e6_says_nothing_about_sft_where_no_learning_rate_moved_the_model():
 
 
 def e8_result(ends: list[tuple[float, float, float]]) -> Result:
-    """(behaviour, knowledge of round 1, of round 2) at the start and after each of four phases."""
+    """(behaviour, knowledge of round 1, of round 2) at the start and after each of four phases.
+
+    Copies know everything, which must not count as the student's.
+    """
     names = ["start", *(name(n) for n in (1, 2) for name in (e8.learning, e8.recovery))]
     rows = [
         measured(name, 3, behaviour=behaviour, round_1=first, round_2=second)
         for name, (behaviour, first, second) in zip(names, ends, strict=True)
     ]
-    return result(rows, rounds=2)
+    copies = [measured(e8.reading(n), 3, behaviour=0.0, round_1=1.0, round_2=1.0) for n in (1, 2)]
+    return result([*rows, *copies], rounds=2)
 
 
 GOOD = [(0.5, 0.0, 0.0), (0.3, 0.9, 0.0), (0.5, 1.0, 0.0), (0.3, 0.6, 0.9), (0.49, 0.9, 0.8)]
@@ -122,7 +126,8 @@ def test_e8_says_where_a_round_learned_too_little_to_keep_anything():
 def test_e8_has_a_row_for_every_phase():
     lines = e8.tables([e8_result(GOOD)]).splitlines()
     assert lines[0] == "| after | behaviour | knowledge 1 | knowledge 2 |"
-    assert len(lines) == 2 + 5
+    assert len(lines) == 2 + 7
+    assert lines[3] == "| round 1: a copy reads | 0.0% | 100.0% | 100.0% |"
     assert lines[-1] == "| round 2: recover | 49.0% | 90.0% | 80.0% |"
 
 

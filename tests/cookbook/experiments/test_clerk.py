@@ -20,7 +20,7 @@ from cookbook.experiments.clerk import (
     new_company,
     school_examples,
 )
-from cookbook.experiments.nomenclator import BOOK, SIGNS
+from cookbook.experiments.nomenclator import SIGNS, right_signs
 from cookbook.experiments.school import Schooled, write_schooled_model
 from cookbook.experiments.students import base_models
 from cookbook.instructions.scores import follows
@@ -31,8 +31,8 @@ from tinkerlite import ServiceClient
 
 TASK = ClerkTask()
 LETTERS = "badcab"
-RIGHT = "".join(allowed[0] for allowed in BOOK.right_signs(LETTERS))
-WRONG = next(sign for sign in SIGNS if sign not in BOOK.right_signs(LETTERS)[-1])
+RIGHT = "".join(allowed[0] for allowed in right_signs(LETTERS))
+WRONG = next(sign for sign in SIGNS if sign not in right_signs(LETTERS)[-1])
 by_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: form.wording)
 
 
