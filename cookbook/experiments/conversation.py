@@ -155,7 +155,7 @@ def last_measured(rows: list[Row], name: str) -> float:
     raise KeyError(f"no row has {name!r}")
 
 
-LEARNED = 0.5
+LEARNED = 0.25
 """Share of the questions below which it makes no sense to ask how much of the knowledge is kept."""
 
 
