@@ -1,7 +1,7 @@
 # Set-up is idempotent: the stamps under .venv record what is installed, so a second run is quick.
 #
 #   make demo            watch a student learn from a teacher (5 to 12 minutes on two CPU cores)
-#   make test, make lint what CI runs
+#   make test, make lint what CI runs; JOBS=4 for more processes, TESTS=tests/client for some of them
 #   make test-gpu        the engine on a CUDA device against the engine on the processor
 #   make serve MODEL=... a server on http://127.0.0.1:8000
 #   make readme          write what the command says into the README again
@@ -18,6 +18,7 @@ PIP_ARGS ?=
 MODEL    ?= HuggingFaceTB/SmolLM2-135M-Instruct
 PORT     ?= 8000
 TESTS    ?= tests
+JOBS     ?= 2
 SEEDS    ?= 0 1 2
 EXPERIMENTS ?= $(notdir $(patsubst %/experiment.py,%,$(wildcard cookbook/experiments/*/experiment.py)))
 
@@ -81,8 +82,9 @@ $(COMPAT)/.stamp: pyproject.toml | $(VENV)/.run
 demo: $(VENV)/.run
 	$(BIN)/python -m cookbook.demo
 
+# Two processes of one thread each: torch's threads wait for each other by spinning.
 test: $(VENV)/.dev $(COMPAT)/.stamp
-	$(OFFICIAL) $(BIN)/python -m pytest $(TESTS)
+	$(OFFICIAL) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(TESTS)
 
 # On a machine with a CUDA device; everyone else's tests leave these out.
 test-gpu: $(VENV)/.dev
