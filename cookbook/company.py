@@ -51,7 +51,6 @@ class Attribute:
     """Something to know about a product, and the ways to say it and to ask for it."""
 
     name: str
-    draw: Callable[[Random], str]
     statements: tuple[str, ...]
     """For documents; {s} is the product and {v} the value."""
     questions: tuple[str, ...]
@@ -63,7 +62,6 @@ class Attribute:
 ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute(
         name="lead",
-        draw=lambda random: f"{random.choice(_FIRST_NAMES)} {random.choice(_LAST_NAMES)}",
         statements=(
             "The {s} team is led by {v}.",
             "{v} leads the {s} team.",
@@ -76,7 +74,6 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     ),
     Attribute(
         name="site",
-        draw=lambda random: random.choice(_CITIES),
         statements=(
             "{s} is made in {v}.",
             "The factory for {s} is in {v}.",
@@ -89,7 +86,6 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     ),
     Attribute(
         name="launch",
-        draw=lambda random: f"{random.choice(_MONTHS)} {random.randint(2026, 2034)}",
         statements=(
             "{s} will be launched in {v}.",
             "The launch of {s} is planned for {v}.",
@@ -102,7 +98,6 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     ),
     Attribute(
         name="material",
-        draw=lambda random: random.choice(_MATERIALS),
         statements=(
             "{s} is made of {v}.",
             "The body of {s} is {v}.",
@@ -114,6 +109,15 @@ ATTRIBUTES: tuple[Attribute, ...] = (
         held_out_questions=("Which material is used for {s}?", "What material is the body of {s}?"),
     ),
 )
+
+
+_DRAWS: dict[str, Callable[[Random], str]] = {
+    "lead": lambda random: f"{random.choice(_FIRST_NAMES)} {random.choice(_LAST_NAMES)}",
+    "site": lambda random: random.choice(_CITIES),
+    "launch": lambda random: f"{random.choice(_MONTHS)} {random.randint(2026, 2034)}",
+    "material": lambda random: random.choice(_MATERIALS),
+}
+"""A value, by the name of the attribute."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,7 @@ def found_company(seed: int, *, products: int = 8) -> Company:
     for attribute in ATTRIBUTES:
         values: list[str] = []
         while len(values) < products:
-            value = attribute.draw(random)
+            value = _DRAWS[attribute.name](random)
             if value not in values:
                 values.append(value)
         facts += [Fact(s, attribute, v) for s, v in zip(subjects, values, strict=True)]
@@ -221,7 +225,7 @@ class CompanyTask:
         Raises:
             ValueError: there are fewer.
         """
-        phrasings = max(len(attribute.held_out_questions) for attribute in ATTRIBUTES)
+        phrasings = max(len(fact.attribute.held_out_questions) for fact in self.company.facts)
         problems = [
             _problem(fact.attribute.held_out_questions[index], fact)
             for index in range(phrasings)

@@ -89,7 +89,6 @@ class Enciphers:
 
 CODE = Attribute(
     name="code",
-    draw=lambda random: "".join(random.choices(SIGNS, k=3)),
     statements=(
         "The code of {s} is {v}.",
         "{s} has the code {v}.",
