@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cookbook.experiments.base_models import made_models
 from cookbook.experiments.experiment import Bench, Experiment, Size
 from cookbook.experiments.pages import write_figure, write_pages
 from cookbook.experiments.results import changed_since, check_one_setting, load_results, result_file, writing
@@ -48,11 +49,20 @@ def main(experiment: Experiment[Any], argv: Sequence[str] | None = None) -> int:
                 markup=False,
             )
             return 2
+    wanted = experiment.models(experiment.sizes[given.size])
+    if seeds and given.base_url and not all(isinstance(model, str) for model in wanted):
+        console.print(
+            f"the {given.size} size makes models of its own, which no server at {given.base_url} has: leave "
+            "--base-url away, and a server is started here",
+            markup=False,
+            soft_wrap=True,
+        )
+        return 2
     with tempfile.TemporaryDirectory() as scratch:
         started = time.monotonic()
         models: Sequence[str] = []
         if seeds:
-            models = experiment.models(experiment.sizes[given.size], Path(scratch) / "models")
+            models = made_models(wanted, Path(scratch) / "models")
         making = time.monotonic() - started
         for seed in seeds:
             console.rule(f"{experiment.number} {experiment.title}: {given.size}, seed {seed}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from rich.console import Console
 
+from cookbook.experiments.base_models import BaseModel
 from cookbook.keeping import recorder
 from cookbook.loop import Record
 from cookbook.metrics import MetricsFile, Row
@@ -114,8 +115,8 @@ class Experiment(Generic[Setting]):
     """What the post found, with its numbers, in a sentence or two."""
     sizes: Mapping[Size, Setting]
     """Settings by size; "smoke" and "small" at least."""
-    models: Callable[[Setting, Path], Sequence[str]]
-    """Base models that the server must offer; new ones are written into the folder (`scratch_model`)."""
+    models: Callable[[Setting], Sequence[BaseModel]]
+    """Base models that the server must offer."""
     run: Callable[[Bench, Setting], None]
     """Everything, for one seed. Rows go to `bench.record` and `bench.note`."""
     tables: Callable[[Sequence[Result]], str]

@@ -1,15 +1,13 @@
-"""What experiments share around training: base models, students, and the costs of their runs."""
+"""What experiments share around training: students, and the costs of their runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
 from cookbook.experiments.experiment import Bench
 from cookbook.experiments.nomenclator import NOMENCLATOR
-from cookbook.experiments.school import Schooled, write_schooled_model
 from cookbook.ledger import Ledger, ModelShape, ledger
 from cookbook.loop import Measure, TrainConfig, accuracy_measure, sampled_accuracy_measure
 from cookbook.mathematics import MathTask, reasoning_examples
@@ -17,7 +15,6 @@ from cookbook.metrics import Row
 from cookbook.renderers import RenderedExample, Renderer, Tokenizer, chatml
 from cookbook.rollouts import Task
 from cookbook.runs import choose
-from cookbook.scratch_model import ScratchConfig, write_scratch_model
 from cookbook.supervised import SupervisedConfig, with_answer
 from cookbook.tasks import TASKS
 from cookbook.teacher_probe import examine_teacher
@@ -25,27 +22,6 @@ from cookbook.teachers import Teacher
 from tinkerlite import SamplingClient, ServiceClient, TrainingClient
 
 TrainingConfig = TypeVar("TrainingConfig", TrainConfig, SupervisedConfig)
-
-BaseModel = str | ScratchConfig | Schooled
-"""A name that the server knows, or a model to be made."""
-
-
-def base_models(models: Sequence[BaseModel], folder: Path) -> list[str]:
-    """Names for the server; models to be made are written into the folder first."""
-    names: dict[BaseModel, str] = {}
-    for index, model in enumerate(dict.fromkeys(models)):
-        out = folder / f"model-{index}"
-        match model:
-            case str():
-                names[model] = model
-                continue
-            case ScratchConfig():
-                write_scratch_model(replace(model, out=str(out)))
-            case Schooled():
-                write_schooled_model(model, out)
-        names[model] = str(out)
-    return [names[model] for model in models]
-
 
 TASKS_AT_ALL_SIZES: Mapping[str, Task] = {**TASKS, "nomenclator": NOMENCLATOR, "deepmath": MathTask()}
 

@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from cookbook.experiments import all_experiments
+from cookbook.experiments.base_models import made_models
 from cookbook.experiments.command import main, run_seed
 from cookbook.experiments.experiment import Bench, Experiment, Result
 from cookbook.experiments.pages import (
@@ -47,7 +48,7 @@ by_name = pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experime
 def test_the_smoke_size_of_every_experiment_runs_and_yields_tables_bars_and_a_figure(
     experiment: Experiment[Any], tmp_path: Path
 ):
-    models = experiment.models(experiment.sizes["smoke"], tmp_path / "models")
+    models = made_models(experiment.models(experiment.sizes["smoke"]), tmp_path / "models")
     console = Console(file=io.StringIO())
     with ServiceClient(base_url=f"local://{','.join(models)}") as service:
         run_seed(experiment, "smoke", 0, service, models, tmp_path, console)
@@ -120,7 +121,7 @@ def test_a_tracker_is_shown_every_run_of_an_experiment_under_a_name_of_its_own(
     pytest.importorskip("tensorboard")
     monkeypatch.chdir(tmp_path)
     experiment = experiment_named("rl_teacher")
-    models = experiment.models(experiment.sizes["smoke"], tmp_path / "models")
+    models = made_models(experiment.models(experiment.sizes["smoke"]), tmp_path / "models")
     with ServiceClient(base_url=f"local://{','.join(models)}") as service:
         run_seed(
             experiment, "smoke", 2, service, models, tmp_path, Console(file=io.StringIO()), ["tensorboard"]
@@ -145,11 +146,22 @@ def test_a_seed_that_a_guard_stops_leaves_the_others(
         experiment.run(bench, setting)
 
     flags = ["--size", "smoke", "--seeds", "1", "2", "--out", str(tmp_path)]
-    stopping = replace(experiment, run=run, models=lambda setting, folder: [str(student_folder)])
+    stopping = replace(experiment, run=run, models=lambda setting: [str(student_folder)])
     assert main(stopping, [*flags, "--base-url", f"local://{student_folder}"]) == 1
     said = capsys.readouterr().out.replace("\n", "")
     assert "seed 1 stopped at step 0: the loss is on fire." in said
     assert [result.seed for result in load_results(experiment, "smoke", tmp_path)] == [2]
+
+
+def test_a_size_that_makes_its_models_is_not_for_a_server_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    flags = ["--size", "smoke", "--out", str(tmp_path), "--base-url", "http://127.0.0.1:9"]
+    assert main(experiment_named("rl_teacher"), flags) == 2
+    assert "the smoke size makes models of its own, which no server at http://127.0.0.1:9 has" in (
+        capsys.readouterr().out
+    )
+    assert not list(tmp_path.iterdir())
 
 
 # ---- result files ----

@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from cookbook.advantages import group_relative, reverse_kl
+from cookbook.experiments.base_models import BaseModel
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import panels
 from cookbook.experiments.statistics import times
 from cookbook.experiments.students import (
-    BaseModel,
-    base_models,
     fresh_student,
     renderer_of,
     seeded,
@@ -248,7 +247,7 @@ EXPERIMENT = Experiment(
             ),
         ),
     },
-    models=lambda setting, folder: base_models([setting.model], folder),
+    models=lambda setting: [setting.model],
     run=run,
     tables=tables,
     bars=bars,

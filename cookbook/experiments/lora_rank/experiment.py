@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cookbook.advantages import reverse_kl
+from cookbook.experiments.base_models import BaseModel
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, panels
 from cookbook.experiments.statistics import Estimate, estimate, is_more, is_no_loss, negated, percent
 from cookbook.experiments.students import (
     ON_POLICY,
-    BaseModel,
     Examination,
-    base_models,
     evaluated,
     examples_to_imitate,
     fresh_student,
@@ -303,7 +302,7 @@ EXPERIMENT = Experiment(
             kl_clip=None,
         ),
     },
-    models=lambda setting, folder: base_models([setting.model, setting.teacher_model], folder),
+    models=lambda setting: [setting.model, setting.teacher_model],
     run=run,
     tables=tables,
     bars=bars,

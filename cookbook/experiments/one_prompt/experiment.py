@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 
 from cookbook.advantages import reverse_kl
 from cookbook.evaluation import greedy_replies
+from cookbook.experiments.base_models import BaseModel
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, curves, panels
 from cookbook.experiments.statistics import estimate, estimate_known, percent, reaches
 from cookbook.experiments.students import (
     ON_POLICY,
-    BaseModel,
     Examination,
-    base_models,
     evaluated,
     examples_to_imitate,
     fresh_student,
@@ -317,7 +316,7 @@ EXPERIMENT = Experiment(
             kl_clip=None,
         ),
     },
-    models=lambda setting, folder: base_models([setting.model], folder),
+    models=lambda setting: [setting.model],
     run=run,
     tables=tables,
     bars=bars,

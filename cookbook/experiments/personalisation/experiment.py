@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from cookbook.advantages import reverse_kl
+from cookbook.experiments.base_models import BaseModel
 from cookbook.experiments.conversation import (
     LEARNED,
     ChatSetting,
@@ -29,8 +30,6 @@ from cookbook.experiments.figures import COLOURS, as_percent, panels
 from cookbook.experiments.school import CLERK
 from cookbook.experiments.statistics import estimate, estimate_known, percent, reaches
 from cookbook.experiments.students import (
-    BaseModel,
-    base_models,
     fresh_student,
     renderer_of,
     seeded,
@@ -293,7 +292,7 @@ EXPERIMENT = Experiment(
             kl_clip=None,
         ),
     },
-    models=lambda setting, folder: base_models([setting.model], folder),
+    models=lambda setting: [setting.model],
     run=run,
     tables=tables,
     bars=bars,

@@ -14,15 +14,14 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from cookbook.advantages import group_relative, reverse_kl
+from cookbook.experiments.base_models import BaseModel
 from cookbook.experiments.cost_model.experiment import PUBLISHED, PUBLISHED_FREE, PUBLISHED_PAID
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, curves, panels
 from cookbook.experiments.statistics import estimate_ratio, percent, times
 from cookbook.experiments.students import (
     ON_POLICY,
-    BaseModel,
     Examination,
-    base_models,
     evaluated,
     examples_to_imitate,
     fresh_student,
@@ -509,7 +508,7 @@ EXPERIMENT = Experiment(
             kl_clip=None,
         ),
     },
-    models=lambda setting, folder: base_models([setting.student, setting.teacher], folder),
+    models=lambda setting: [setting.student, setting.teacher],
     run=run,
     tables=tables,
     bars=bars,

@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from cookbook.advantages import group_relative, reverse_kl
+from cookbook.experiments.base_models import BaseModel
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, curves, panels
 from cookbook.experiments.statistics import estimate_ratio, percent, times
 from cookbook.experiments.students import (
-    BaseModel,
     Examination,
-    base_models,
     fresh_student,
     probed_teacher,
     renderer_of,
@@ -302,7 +301,7 @@ EXPERIMENT = Experiment(
             kl_clip=None,
         ),
     },
-    models=lambda setting, folder: base_models([setting.model], folder),
+    models=lambda setting: [setting.model],
     run=run,
     tables=tables,
     bars=bars,

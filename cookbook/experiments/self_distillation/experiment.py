@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cookbook.advantages import reverse_kl
 from cookbook.examples import repeated
+from cookbook.experiments.base_models import BaseModel
 from cookbook.experiments.conversation import ChatSetting, SampleSetting, columns, last_measured
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, as_percent, panels
@@ -27,7 +28,7 @@ from cookbook.experiments.statistics import (
     percent,
     reaches,
 )
-from cookbook.experiments.students import BaseModel, base_models, fresh_student, renderer_of, seeded
+from cookbook.experiments.students import fresh_student, renderer_of, seeded
 from cookbook.loop import TrainConfig, known_at_first, train
 from cookbook.measures import kl_measure, together
 from cookbook.scratch_model import ScratchConfig
@@ -299,7 +300,7 @@ EXPERIMENT = Experiment(
             ),
         ),
     },
-    models=lambda setting, folder: base_models([setting.model], folder),
+    models=lambda setting: [setting.model],
     run=run,
     tables=tables,
     bars=bars,

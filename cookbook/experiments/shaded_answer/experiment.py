@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
+from cookbook.experiments.base_models import BaseModel
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, panels
 from cookbook.experiments.shaded_answer.puzzle import ALL_PUZZLES, COLD_PUZZLES, HOT_PUZZLES, PuzzleTask
 from cookbook.experiments.statistics import Estimate, estimate, is_more, percent, reaches
 from cookbook.experiments.students import (
-    BaseModel,
-    base_models,
     fresh_student,
     renderer_of,
     saved_sampler,
@@ -63,7 +62,7 @@ class ShadedAnswerSetting:
 
 def run(bench: Bench, setting: ShadedAnswerSetting) -> None:
     """Lessons for both, then the student's answers under the teacher's eyes."""
-    student_model, teacher_model = bench.models[0], bench.models[-1]
+    student_model, teacher_model = bench.models
     renderer = renderer_of(bench.service.create_sampling_client(base_model=student_model))
     student = _after_lessons(bench, setting, "student", student_model, COLD_PUZZLES, renderer)
     teacher = _after_lessons(bench, setting, "teacher", teacher_model, ALL_PUZZLES, renderer)
@@ -324,10 +323,7 @@ EXPERIMENT = Experiment(
             shown=3,
         ),
     },
-    models=lambda setting, folder: base_models(
-        [setting.student] if setting.student == setting.teacher else [setting.student, setting.teacher],
-        folder,
-    ),
+    models=lambda setting: [setting.student, setting.teacher],
     run=run,
     tables=tables,
     bars=bars,

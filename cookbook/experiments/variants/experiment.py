@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 from cookbook.byte_spans import ByteSpanTeacher
 from cookbook.contexts import shown_examples
 from cookbook.evaluation import evaluate
+from cookbook.experiments.base_models import BaseModel
 from cookbook.experiments.experiment import Bar, Bench, Experiment, Result
 from cookbook.experiments.figures import COLOURS, panels
 from cookbook.experiments.statistics import MARGIN, Estimate, estimate, is_more, is_no_loss, negated, percent
 from cookbook.experiments.students import (
     ON_POLICY,
-    BaseModel,
-    base_models,
     evaluated,
     fresh_student,
     renderer_of,
@@ -327,7 +326,7 @@ EXPERIMENT = Experiment(
             ),
         ),
     },
-    models=lambda setting, folder: base_models([setting.model, setting.byte_model], folder),
+    models=lambda setting: [setting.model, setting.byte_model],
     run=run,
     tables=tables,
     bars=bars,

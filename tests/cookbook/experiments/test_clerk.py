@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cookbook.company import CompanyTask
+from cookbook.experiments.base_models import made_models
 from cookbook.experiments.clerk import (
     CODE,
     FORMS,
@@ -22,7 +23,6 @@ from cookbook.experiments.clerk import (
 )
 from cookbook.experiments.nomenclator import SIGNS, right_signs
 from cookbook.experiments.school import Schooled, write_schooled_model
-from cookbook.experiments.students import base_models
 from cookbook.instructions.scores import follows
 from cookbook.renderers import Renderer
 from cookbook.scratch_model import ScratchConfig
@@ -121,5 +121,5 @@ def test_a_schooled_model_is_a_base_model_like_any_other(tmp_path: Path, capsys:
 
 def test_a_model_that_is_named_twice_is_made_once(tmp_path: Path):
     sizes = ScratchConfig(hidden=32, layers=1, heads=2, mlp=64)
-    names = base_models([sizes, "hub/model", sizes], tmp_path)
+    names = made_models([sizes, "hub/model", sizes], tmp_path)
     assert names == [str(tmp_path / "model-0"), "hub/model", str(tmp_path / "model-0")]

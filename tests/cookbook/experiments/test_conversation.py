@@ -12,6 +12,7 @@ from rich.console import Console
 
 from cookbook.chat_prompts import ChatPrompts
 from cookbook.company import found_company
+from cookbook.experiments.base_models import made_models
 from cookbook.experiments.clerk import FORMS, ClerkTask
 from cookbook.experiments.command import run_seed
 from cookbook.experiments.continual_learning.experiment import EXPERIMENT as E8
@@ -60,7 +61,7 @@ def test_full_size_data_goes_through_the_same_run(experiment: Any, tmp_path: Pat
     smoke = experiment.sizes["smoke"]
     chat = replace(smoke.chat, chat_file=chat_file(tmp_path), ifeval_file=ifeval_file(tmp_path), tested=3)
     on_files = replace(experiment, sizes={"smoke": replace(smoke, chat=chat)})
-    models = on_files.models(on_files.sizes["smoke"], tmp_path / "models")
+    models = made_models(on_files.models(on_files.sizes["smoke"]), tmp_path / "models")
     with ServiceClient(base_url=f"local://{','.join(models)}") as service:
         run_seed(on_files, "smoke", 0, service, models, tmp_path, Console(file=io.StringIO()))
     [result] = load_results(on_files, "smoke", tmp_path)
