@@ -3,7 +3,8 @@
 The server runs inside this process, so that one profiler sees what client, server and engine do. Training
 goes to the engine directly: torch records no gradients of another thread. Each row becomes a table of
 operations by their own time. What they leave of the clock passes between operations: in Python, in the
-profiler itself, which costs microseconds an operation, and in waiting.
+profiler itself, which costs microseconds an operation, and in waiting. The rows `import` and `cold-start`
+become tables of the packages that are imported (`import_profile`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import re
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -23,55 +23,23 @@ from typing import Any
 
 from benchmarks import machine, work
 from benchmarks.__main__ import MODEL, RESULTS
+from benchmarks.import_profile import CLIENT, SERVER, profile_imports
+from benchmarks.profile_table import Part, Profile
 from benchmarks.rows import ROWS, Row
 from benchmarks.work import Job
 from tinkerlite import ServiceClient
 
-SHOWN = 14
-"""Operations in a table; the others are one line."""
-_ONE_KIND = re.compile("(sample|score|train)(-(lora|one|mixed|turns|shared))?|request")
+_ONE_KIND = re.compile("(sample|score|train)(-(lora|one|mixed|turns|shared))?|request|import|cold-start")
 PROFILED = [row for row in ROWS if _ONE_KIND.fullmatch(row.key)]
 """Rows that time one kind of work. In a step of RL or OPD torch would see no part at all: see above."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Operation:
-    """One kind of operation in a profile."""
-
-    name: str
-    calls: int
-    seconds: float
-    """In itself, without the operations that it calls."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """What one repetition of a row spent its time on."""
-
-    seconds: float
-    """On the clock."""
-    operations: tuple[Operation, ...]
-    """Longest first."""
-
-    def table(self) -> str:
-        """As Markdown."""
-        lines = ["| operation | calls | ms | share |", "|---|---|---|---|"]
-        shown, others = self.operations[:SHOWN], self.operations[SHOWN:]
-        for each in shown:
-            lines.append(self._line(f"`{each.name}`", each.calls, each.seconds))
-        calls, seconds = sum(each.calls for each in others), sum(each.seconds for each in others)
-        lines.append(self._line(f"{len(others)} other kinds", calls, seconds))
-        within = sum(each.seconds for each in self.operations)
-        lines.append(self._line("between operations", 0, self.seconds - within))
-        lines.append(self._line("on the clock", 0, self.seconds))
-        return "\n".join(lines)
-
-    def _line(self, name: str, calls: int, seconds: float) -> str:
-        return f"| {name} | {calls or ''} | {1e3 * seconds:.1f} | {seconds / self.seconds:.0%} |"
-
-
 def profile_row(row: Row, job: Job) -> Profile:
     """One repetition of the work of a row of `PROFILED`, after its warm-up."""
+    if row.key == "import":
+        return profile_imports(CLIENT)
+    if row.key == "cold-start":
+        return profile_imports(SERVER, job.model)
     module, _, function = row.ours.partition(":")
     trains = function.startswith("train")
     found: list[Profile] = []
@@ -128,12 +96,12 @@ def _profiled(found: list[Profile], *, all_threads: bool) -> Generator[None, Non
         seconds = perf_counter() - started
     averages: list[Any] = list(profiler.key_averages())
     operations = [
-        Operation(name=each.key, calls=each.count, seconds=each.self_cpu_time_total / 1e6)
+        Part(name=each.key, calls=each.count, seconds=each.self_cpu_time_total / 1e6)
         for each in averages
         if each.self_cpu_time_total > 0
     ]
     operations.sort(key=lambda each: -each.seconds)
-    found.append(Profile(seconds=seconds, operations=tuple(operations)))
+    found.append(Profile(kind="operation", seconds=seconds, parts=tuple(operations)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.profiling import Operation, Profile, main
+from benchmarks.import_profile import profile_imports
+from benchmarks.profile_table import Part, Profile
+from benchmarks.profiling import PROFILED, main, profile_row
+from benchmarks.work import Job
 
 
 @pytest.mark.parametrize("row", ["score", "train"])
@@ -17,11 +20,29 @@ def test_a_row_becomes_a_table_of_what_torch_did(row: str, student_folder: Path,
     assert "| on the clock |" in text
 
 
-def test_what_operations_leave_of_the_clock_is_between_them():
-    operations = tuple(Operation(name=f"op {n}", calls=2, seconds=0.01) for n in range(20))
-    lines = Profile(seconds=0.4, operations=operations).table().splitlines()
+@pytest.mark.parametrize(
+    ("row", "packages"),
+    [("import", ["tinkerlite.types"]), ("cold-start", ["torch._C", "tinkerlite_server.engine"])],
+)
+def test_a_start_becomes_a_table_of_what_was_imported(row: str, packages: list[str], student_folder: Path):
+    timed = next(each for each in PROFILED if each.key == row)
+    job = Job(function=timed.ours, model=str(student_folder), work=timed.quick, vocab_size=0, base_url="")
+    profile = profile_row(timed, job)
+    assert profile.kind == "package"
+    assert {part.name for part in profile.parts}.issuperset(packages)
+    assert sum(part.seconds for part in profile.parts) < profile.seconds
+
+
+def test_an_interpreter_that_fails_is_no_profile():
+    with pytest.raises(RuntimeError, match="ended with 3: no such thing"):
+        profile_imports("import sys; print('no such thing', file=sys.stderr); sys.exit(3)")
+
+
+def test_what_parts_leave_of_the_clock_is_outside_of_them():
+    operations = tuple(Part(name=f"op {n}", calls=2, seconds=0.01) for n in range(20))
+    lines = Profile(kind="operation", seconds=0.4, parts=operations).table().splitlines()
     assert lines[-3:] == [
-        "| 6 other kinds | 12 | 60.0 | 15% |",
-        "| between operations |  | 200.0 | 50% |",
+        "| 6 others | 12 | 60.0 | 15% |",
+        "| outside of any operation |  | 200.0 | 50% |",
         "| on the clock |  | 400.0 | 100% |",
     ]
