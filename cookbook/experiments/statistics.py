@@ -20,8 +20,8 @@ class Estimate:
     values: tuple[float, ...]
 
     def text(self, show: Callable[[float], str]) -> str:
-        """As in "83.0% ± 4.1%"."""
-        return show(self.mean) if self.half is None else f"{show(self.mean)} ± {show(self.half)}"
+        """As in "83.0% ± 4.1%"; a width has no sign, even where means are shown with theirs."""
+        return show(self.mean) if self.half is None else f"{show(self.mean)} ± {show(self.half).lstrip('+')}"
 
 
 def estimate(values: Sequence[float]) -> Estimate:

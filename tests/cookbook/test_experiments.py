@@ -291,5 +291,6 @@ def test_an_estimate_has_the_interval_of_students_t():
     assert three.half == pytest.approx(4.303 / np.sqrt(3), rel=1e-3)
     assert estimate([0.5]).text(percent) == "50.0%"
     assert estimate([0.5, 0.5]).text(percent) == "50.0% ± 0.0%"
+    assert estimate([1.0, 3.0]).text("{:+.1f}".format) == "+2.0 ± 12.7"
     with pytest.raises(ValueError):
         estimate([])
