@@ -220,9 +220,12 @@ def choose(kind: str, name: str, options: Mapping[str, Choice]) -> Choice:
 
 
 def _settings(*configs: Any) -> dict[str, Any]:
-    """What decides a run's rows: all values but the address of the server, which may move."""
+    """What decides a run's rows: all values but the address of the server, which may move, and what saved
+    weights bring along."""
     values = {name: value for config in configs for name, value in asdict(config).items()}
     del values["base_url"]
+    if values["start_from"]:
+        del values["model"], values["rank"]
     return values
 
 

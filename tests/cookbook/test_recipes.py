@@ -55,6 +55,9 @@ def test_the_default_teacher_is_the_base_of_the_weights_that_a_student_starts_fr
     saved = json.loads((tmp_path / "checkpoint.json").read_text())["path"]
     opd.main([*both, *ON_POLICY, "--model", str(tiny_folder), "--start-from", saved])
     assert read_metrics(tmp_path / "metrics.jsonl")[0]["reverse_kl"] == pytest.approx(0.0, abs=1e-4)
+    settings = json.loads((tmp_path / "run.json").read_text())["settings"]
+    assert settings["start_from"] == saved
+    assert not {"model", "rank"} & settings.keys()  # the weights', not the flags'
 
 
 @pytest.mark.parametrize(
