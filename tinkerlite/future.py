@@ -6,6 +6,7 @@ Knows nothing about what the work is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -65,15 +66,12 @@ class APIFuture(Generic[T_co]):
     async def result_async(self, timeout: float | None = None) -> T_co:
         """`await` with a timeout; errors as for `result`."""
         self._ask()
-        # Shielded, so that cancelling the waiter cannot reach the work.
-        waiter = asyncio.shield(asyncio.wrap_future(self._future))
-        if timeout is None:
-            return await waiter
-        done, _ = await asyncio.wait([waiter], timeout=timeout)
-        if not done:
-            waiter.cancel()
-            raise self._not_yet(timeout)
-        return waiter.result()
+        if not self._future.done():
+            try:
+                await asyncio.wait_for(self._arrival(), timeout)
+            except TimeoutError:
+                raise self._not_yet(timeout) from None
+        return self._future.result()
 
     async def coroutine(self) -> T_co:
         """The same as a coroutine, for functions that insist on one (`asyncio.create_task`)."""
@@ -87,6 +85,23 @@ class APIFuture(Generic[T_co]):
     def done(self) -> bool:
         """Whether waiting would return at once."""
         return self._future.done()
+
+    def _arrival(self) -> asyncio.Future[None]:
+        """Done when the work is, without its error: asyncio's own chaining would read that even for somebody
+        who has stopped waiting, and it would count as heard. Cancelling it does not reach the work."""
+        loop = asyncio.get_running_loop()
+        arrival: asyncio.Future[None] = loop.create_future()
+
+        def arrive() -> None:
+            if not arrival.done():
+                arrival.set_result(None)
+
+        def tell(_: Future[Any]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits in it any more
+                loop.call_soon_threadsafe(arrive)
+
+        self._future.add_done_callback(tell)
+        return arrival
 
     def _ask(self) -> None:
         self._asked_for = True

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 from tinkerlite import batches, custom_loss
 from tinkerlite.connection import Connection
-from tinkerlite.errors import InvalidRequest
+from tinkerlite.errors import APIStatusError, InvalidRequest
 from tinkerlite.future import APIFuture
 from tinkerlite.losses import check_data, check_is_data
-from tinkerlite.ordering import Turn, Turns
+from tinkerlite.ordering import Turn, Turns, is_unread
 from tinkerlite.polling import ResultType
 from tinkerlite.progress import ProgressClock
 from tinkerlite.types import Datum, ForwardBackwardOutput, LossFnOutput
@@ -52,11 +52,16 @@ class Operations:
 
         async def operation(turn: Turn) -> T:
             async with turn:
-                receipt = await turn.send(
-                    lambda seq_id: connection.submit(
-                        path, json={"model_id": self._model_id, "seq_id": seq_id, **body}
+                try:
+                    receipt = await turn.send(
+                        lambda seq_id: connection.submit(
+                            path, json={"model_id": self._model_id, "seq_id": seq_id, **body}
+                        )
                     )
-                )
+                except APIStatusError as error:
+                    if is_unread(error) and path in _USE_UP_GRADIENTS:
+                        turn.send_others_away(error)
+                    raise
                 if path in _USE_UP_GRADIENTS:
                     turn.note_gradients(waiting=False)
             return await connection.result(receipt, result_type, self._clock)

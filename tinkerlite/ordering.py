@@ -33,8 +33,9 @@ def _is_refusal(error: BaseException) -> TypeGuard[APIStatusError]:
 
 
 def is_unread(error: BaseException) -> bool:
-    """Whether the server turned the body down for its size: it never saw the number in it."""
-    return isinstance(error, APIStatusError) and error.status_code == 413
+    """Whether the server turned the request down for its size, its key or a bill, before it read the number
+    in it."""
+    return isinstance(error, APIStatusError) and error.status_code in (401, 402, 413)
 
 
 class Failures:
@@ -89,8 +90,8 @@ class Turn:
     async def send(self, submit: Callable[[int], Awaitable[T]]) -> T:
         """Send one request under the next number; `submit` is called with it.
 
-        A refusal uses the number up, unless the body was too large to be read. After anything else that
-        is no receipt the server may be waiting for it: then no other number may follow, and the run ends.
+        A refusal uses the number up, unless the body was not read. After anything else that is no receipt
+        the server may be waiting for it: then no other number may follow, and the run ends.
         """
         line = self._line
         line.sent += 1

@@ -6,7 +6,7 @@
     │   ├── UnknownName        404: no such model, session, run, checkpoint, sampler or request
     │   ├── Gone               410: it was here, and has ended or was let go
     │   └── NoRoom             400: it would not fit beside what is in memory
-    ├── Forbidden            401 / 403
+    ├── Forbidden            401
     ├── Busy                 429
     └── EngineFailure        running it failed, through no fault of the caller
 
@@ -57,7 +57,7 @@ class NoRoom(UserError):
 
 
 class Forbidden(ServerError):
-    """The API key is missing, unknown, or not allowed this."""
+    """The API key is missing or unknown. Nothing else of the request was read."""
 
 
 class Busy(ServerError):

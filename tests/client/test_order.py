@@ -127,6 +127,48 @@ def test_a_body_too_large_to_be_read_uses_no_number_up(
     assert arrivals(server) == [("forward_backward", 1), ("optim_step", 1)]
 
 
+@pytest.mark.parametrize(("status", "kind"), [(401, errors.AuthenticationError), (402, errors.BillingError)])
+def test_a_step_turned_down_for_its_key_or_a_bill_uses_no_number_up_and_takes_along_what_follows(
+    server: ScriptedServer, status: int, kind: type[errors.APIStatusError]
+):
+    config = dataclasses.replace(HASTY, billing_pause_seconds=0.1)
+    server.script("client/config", Answer(body={"billing_exception_max_pause_duration_sec": 0.05}))
+    with tinkerlite.ServiceClient(base_url=server.url, config=config) as service:
+        training = service.create_lora_training_client("tiny")
+        training.forward_backward([datum(1, 2)], "cross_entropy").result()
+        server.script("optim_step", Answer(status, {"detail": "not with this"}))
+        step = training.optim_step(STEP)
+        with pytest.raises(errors.NotSubmittedError, match="not with this"):
+            training.forward_backward([datum(1, 2)], "cross_entropy").result()
+        with pytest.raises(kind):
+            step.result()
+        training.optim_step(STEP).result()
+    assert arrivals(server) == [("forward_backward", 1), ("optim_step", 2), ("optim_step", 2)]
+
+
+def test_who_has_stopped_waiting_has_not_heard_of_a_failure(
+    server: ScriptedServer, training: tinkerlite.TrainingClient
+):
+    """asyncio hands errors on to whoever waited once; a step sent for that would be on part of a batch."""
+    refuse = threading.Event()
+    server.script("forward_backward", Answer(413, {"detail": "more than 64 MiB"}, after=refuse))
+    sent = training.forward_backward([datum(1, 2)], "cross_entropy")
+
+    async def wait_in_vain() -> None:
+        with pytest.raises(TimeoutError, match="no result within"):
+            await sent.result_async(timeout=0.05)
+        waiter = asyncio.ensure_future(sent.result_async())
+        await asyncio.sleep(0.05)
+        waiter.cancel()
+        refuse.set()
+        assert await asyncio.to_thread(eventually, sent.done)
+        await asyncio.sleep(0.05)
+
+    asyncio.run(wait_in_vain())
+    with pytest.raises(errors.NotSubmittedError, match="64 MiB"):
+        training.optim_step(STEP).result()
+
+
 def test_nothing_behind_a_body_too_large_to_be_read_is_sent_until_the_caller_has_heard_of_it(
     server: ScriptedServer, training: tinkerlite.TrainingClient
 ):

@@ -169,7 +169,7 @@ def test_a_copy_into_a_project_happens_once_however_often_it_is_sent(mine: Calle
         ({"session_id": "s", "model_seq_id": -1}, 400, "model_seq_id"),
         ({"session_id": "s", "model_seq_id": 1}, 404, "session 's'"),
         ({"destination_project_id": "p", "ttl_seconds": 5}, 400, "ttl_seconds is 5"),
-        ({"destination_project_id": "p", "weights_access_token": "tml-other"}, 401, "API key"),
+        ({"destination_project_id": "p", "weights_access_token": "tml-other"}, 400, "is no API key"),
     ],
 )
 def test_a_copy_that_cannot_be_made_says_why(mine: Caller, fields: dict, status: int, message: str):
@@ -181,7 +181,7 @@ def test_a_load_with_a_token_that_is_none_uses_its_number_up(mine: Caller, yours
     path = mine.save(mine.model(), 1, "a")["path"]
     run = yours.model()
     body = {"model_id": run, "seq_id": 1, "path": path, "optimizer": True}
-    said = yours.refused("/load_weights", status=401, weights_access_token="tml-wrong", **body)
+    said = yours.refused("/load_weights", status=400, weights_access_token="tml-wrong", **body)
     assert f"load_weights 1 of {run}" in said
     assert yours.save(run, 2, "b")["path"]
 
@@ -202,7 +202,7 @@ def test_another_owners_key_reads_weights_and_no_more(mine: Caller, yours: Calle
     path = mine.save(mine.model(), 1, "a")["path"]
     body = {"session_id": yours.session(), "model_seq_id": 0, "path": path, "optimizer": True}
     yours.refused("/load_weights", status=404, **body)
-    yours.refused("/load_weights", status=401, weights_access_token="tml-wrong", **body)
+    yours.refused("/load_weights", status=400, weights_access_token="tml-wrong", **body)
     answer = yours.ok("/load_weights", weights_access_token="tml-mine", **body)
     assert yours.result(answer["request_id"])["path"] == path
     copied = yours.request(

@@ -56,9 +56,15 @@ def reader(service: Service, owner: str, access_token: str | None) -> str:
     """As whom weights are read: a caller may show another owner's key for that alone.
 
     Raises:
-        Forbidden: it is no key of this server.
+        BadRequest: it is no key of this server. The caller's own key is, so that this is no 401: after
+            one, clients take nothing of their request for read.
     """
-    return service.keyring.owner(access_token) if access_token else owner
+    try:
+        return service.keyring.owner(access_token) if access_token else owner
+    except Forbidden as error:
+        raise BadRequest(
+            "weights_access_token is no API key of this server", field="weights_access_token"
+        ) from error
 
 
 MOST_NESTED = 64
@@ -168,7 +174,7 @@ def numbered(
     """
     try:
         yield
-    except (BadRequest, Forbidden, UnknownName, InvalidRequest) as error:
+    except (BadRequest, UnknownName, InvalidRequest) as error:
         which = verb
         if isinstance(model_id, str) and isinstance(seq_id, int) and seq_id > 0:
             which = f"{verb} {seq_id} of {model_id}"
@@ -176,7 +182,7 @@ def numbered(
                 model_id=model_id, seq_id=seq_id, reason=f"{error}", loses_gradients=loses_gradients
             )
             service.refuse(owner, refusal)
-        kind = type(error) if isinstance(error, Forbidden | UnknownName) else BadRequest
+        kind = UnknownName if isinstance(error, UnknownName) else BadRequest
         raise kind(f"{which}: {error}") from error
 
 
