@@ -41,7 +41,10 @@ class ClientConfig:
     billing_pause_seconds: float = 5.0
     """The wait between two attempts while the account cannot pay (402); the server says for how long."""
     stuck_timeout_seconds: float = 600.0
-    """How long a training run or sampler may go without finishing anything it was asked."""
+    """How long a training run or sampler may go without finishing anything it was asked, while the server
+    does not say that it is at work on its queue (`queue_state` "active")."""
+    active_timeout_seconds: float = 7200.0
+    """The same while the server says that it is: one operation may take a slow machine that long."""
     progress_after_seconds: float = 10.0
     """When to say that we are still waiting; again each time the wait has doubled. The environment
     variable TINKERLITE_NO_PROGRESS silences it."""
@@ -81,12 +84,16 @@ def resolve_endpoint(
     """Arguments first, then the environment, then the server on this machine.
 
     Raises:
-        InvalidRequest: a URL of another kind, `local://` without a model, or no key for a
-            server elsewhere.
+        InvalidRequest: a URL of another kind, `local://` without a model, no key for a server
+            elsewhere, or a key or header that HTTP cannot carry.
     """
     url = (base_url or environment("BASE_URL") or DEFAULT_BASE_URL).strip().rstrip("/")
-    key = api_key or environment("API_KEY")
+    key = (api_key or environment("API_KEY") or "").strip() or None  # files and shells add line ends
+    if key is not None:
+        _check_header("the API key", key)
     added = tuple((headers or {}).items())
+    for name, value in added:
+        _check_header(f"the value of the header {name!r}", value)
     if url.startswith(LOCAL_SCHEME.rstrip("/")):
         models = tuple(name.strip() for name in url.removeprefix(LOCAL_SCHEME).split(",") if name.strip())
         if not url.startswith(LOCAL_SCHEME) or not models:
@@ -104,6 +111,16 @@ def resolve_endpoint(
     if key is None and not is_loopback:
         raise InvalidRequest(f"no API key for {url}; pass api_key=... or set TINKERLITE_API_KEY")
     return Endpoint(base_url=url, api_key=key or LOCAL_API_KEY, is_loopback=is_loopback, headers=added)
+
+
+def _check_header(what: str, value: str) -> None:
+    """Raises InvalidRequest where no HTTP header can carry it, without showing it: it may be secret."""
+    place = next((place for place, c in enumerate(value) if not (c.isascii() and c.isprintable())), None)
+    if place is not None:
+        raise InvalidRequest(
+            f"{what} has U+{ord(value[place]):04X} at character {place + 1} of {len(value)}, which no HTTP "
+            "header can carry; was it copied with something around it?"
+        )
 
 
 def _is_loopback(host: str) -> bool:

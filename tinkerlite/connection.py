@@ -161,6 +161,7 @@ class Connection:
                 busy_is_final=busy_is_final,
                 first_seconds=self.config.first_backoff_seconds,
                 budget_seconds=self.config.reconnect_timeout_seconds,
+                attempt_seconds=self.config.request_timeout_seconds,
             )
         )
 
@@ -243,6 +244,7 @@ async def _handshake(transport: Transport, config: ClientConfig) -> ClientConfig
             lambda: transport.request("POST", "client/config", json={"sdk_version": PROTOCOL_VERSION}),
             first_seconds=config.first_backoff_seconds,
             budget_seconds=config.startup_timeout_seconds,
+            attempt_seconds=config.request_timeout_seconds,
         )
     except NotFoundError:
         # From before chunks could arrive out of order.

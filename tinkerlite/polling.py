@@ -65,7 +65,8 @@ async def await_result(
 
     Raises:
         RequestFailedError: the server ran it, and it failed.
-        StuckRequestError: neither it nor its siblings moved for `stuck_timeout_seconds`.
+        StuckRequestError: neither it nor its siblings moved for `stuck_timeout_seconds`, or for
+            `active_timeout_seconds` while the server says that it is at work.
         ResultGoneError: the server no longer has the result.
         APIError: the server is lost, or its answer is not the protocol's.
     """
@@ -89,11 +90,11 @@ async def await_result(
             pause = pace.after_pending(time.monotonic() - asked)
             pending_since = asked if pending_since is None else pending_since
             idle = clock.idle_seconds(pending_since)
-            if idle > config.stuck_timeout_seconds:
+            setting = "active_timeout_seconds" if waiting.queue_state == "active" else "stuck_timeout_seconds"
+            if idle > getattr(config, setting):
                 raise StuckRequestError(
                     f"{result_type.name} (request {request_id}): no progress for {idle:.0f} s; the queue "
-                    f"is {waiting.queue}. If the server is merely slow, raise "
-                    "ClientConfig.stuck_timeout_seconds."
+                    f"is {waiting.queue}. If the server is merely slow, raise ClientConfig.{setting}."
                 )
         await asyncio.sleep(pause)
 

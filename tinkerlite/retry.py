@@ -76,16 +76,18 @@ async def resend(
     *,
     first_seconds: float,
     budget_seconds: float,
+    attempt_seconds: float,
     busy_is_final: bool = False,
 ) -> T:
     """Call `send` until it succeeds, fails for good, or another wait would pass the budget.
 
-    With `busy_is_final`, a 429 fails for good.
+    With `busy_is_final`, a 429 fails for good. A failed attempt counts for at most `attempt_seconds`:
+    longer than until its timeout, it transferred something, or this process was suspended.
 
     Raises:
         APIError: the last failure, with a note on how often it was tried.
     """
-    from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_before_delay
+    from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
     def wait(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
@@ -94,28 +96,32 @@ async def resend(
     def is_worth_it(error: BaseException) -> bool:
         return is_transient(error) and not (busy_is_final and isinstance(error, RateLimitError))
 
-    started = time.monotonic()
-    attempts = 0
+    attempts, asked, lost_seconds = 0, 0.0, 0.0
+
+    def is_over(state: RetryCallState) -> bool:
+        nonlocal lost_seconds
+        lost_seconds += min(time.monotonic() - asked, attempt_seconds)
+        if lost_seconds + state.upcoming_sleep >= budget_seconds:
+            return True
+        lost_seconds += state.upcoming_sleep
+        return False
+
     try:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception(is_worth_it),
             wait=wait,
-            stop=stop_before_delay(budget_seconds),
+            stop=is_over,
             reraise=True,
         ):
             attempts += 1
+            asked = time.monotonic()
             with attempt:
                 return await send()
-    except APIConnectionError as error:
-        error.add_note(_effort(attempts, started, budget_seconds))
-        raise
-    except APIStatusError as error:
+    except (APIConnectionError, APIStatusError) as error:
         if is_worth_it(error):
-            error.add_note(_effort(attempts, started, budget_seconds))
+            error.add_note(
+                f"Tried {attempts} times in {lost_seconds:.1f} s; the client gives up after "
+                f"{budget_seconds:g} s."
+            )
         raise
     raise AssertionError("tenacity either returns or raises")
-
-
-def _effort(attempts: int, started: float, budget_seconds: float) -> str:
-    waited = time.monotonic() - started
-    return f"Tried {attempts} times in {waited:.1f} s; the client gives up after {budget_seconds:g} s."

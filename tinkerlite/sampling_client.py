@@ -28,6 +28,7 @@ from tinkerlite.json_form import prompt_to_json, tensor_to_json
 from tinkerlite.losses import check_prompt
 from tinkerlite.progress import Gate, ProgressClock
 from tinkerlite.results import sample_result
+from tinkerlite.retry import MIN_BACKOFF_SECONDS, jittered
 from tinkerlite.sample_questions import (
     as_asked,
     check_count,
@@ -251,6 +252,7 @@ class SamplingClient(Ready):
                 pause = error.retry_after_seconds
                 if pause is None:
                     pause = LONG_PROMPT_PAUSE_SECONDS if tokens > LONG_PROMPT else PAUSE_SECONDS
+                pause = jittered(max(pause, MIN_BACKOFF_SECONDS))
                 idle = now - max(refused, self._clock.last)
                 if idle + pause > self._connection.config.stuck_timeout_seconds:
                     error.add_note(f"No sample was taken or finished for {idle:.0f} s.")

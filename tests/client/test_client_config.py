@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tinkerlite.config import ClientConfig, resolve_endpoint
+from tinkerlite.config import LOCAL_API_KEY, ClientConfig, resolve_endpoint
 from tinkerlite.errors import InvalidRequest
 
 
@@ -65,3 +65,21 @@ def test_a_server_on_this_machine_needs_none(host: str):
 def test_every_wait_is_longer_than_nothing(value: float):
     with pytest.raises(InvalidRequest, match="stuck_timeout_seconds"):
         ClientConfig(stuck_timeout_seconds=value)
+
+
+def test_blanks_and_line_ends_around_a_key_are_no_part_of_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TINKERLITE_API_KEY", " tml-file\n")
+    assert resolve_endpoint("https://far.example").api_key == "tml-file"
+    assert resolve_endpoint("https://far.example", "tml-given\r\n").api_key == "tml-given"
+    monkeypatch.setenv("TINKERLITE_API_KEY", " \n")
+    assert resolve_endpoint().api_key == LOCAL_API_KEY
+
+
+@pytest.mark.parametrize("key", ["tml-secret\nX: y", "tml-secret\u2026", "tml\x7fsecret"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(key: str):
+    with pytest.raises(InvalidRequest, match=r"U\+[0-9A-F]{4} at character \d+ of \d+") as caught:
+        resolve_endpoint("https://far.example", key)
+    assert "secret" not in str(caught.value)
+    with pytest.raises(InvalidRequest, match="header 'X-Proxy'") as caught:
+        resolve_endpoint("https://far.example", "tml-fine", {"X-Proxy": key})
+    assert "secret" not in str(caught.value)

@@ -127,6 +127,25 @@ def test_a_request_that_never_moves_raises_and_names_the_state_of_the_queue(serv
             training.optim_step(STEP).result()
 
 
+def test_a_server_that_says_it_is_at_work_has_longer(server: ScriptedServer):
+    """One operation of a large model on a slow machine takes longer than a queue should stand still."""
+    config = dataclasses.replace(HASTY, stuck_timeout_seconds=0.1, active_timeout_seconds=1.0)
+    with tinkerlite.ServiceClient(base_url=server.url, config=config) as service:
+        training = service.create_lora_training_client("tiny")
+        server.script(RESULT, PENDING, Answer(408, {"queue_state": "active"}, after=later(0.2)), DONE)
+        assert training.optim_step(STEP).result().metrics == {"grad_norm": 0.5}
+        server.script("result of optim_step-2", *[PENDING] * 100)
+        with pytest.raises(errors.StuckRequestError, match=r"raise ClientConfig\.active_timeout_seconds"):
+            training.optim_step(STEP).result()
+
+
+def later(seconds: float) -> threading.Event:
+    """An event that is set by then."""
+    event = threading.Event()
+    threading.Timer(seconds, event.set).start()
+    return event
+
+
 def test_the_time_in_which_the_server_was_away_is_not_one_in_which_nothing_moved(server: ScriptedServer):
     config = dataclasses.replace(HASTY, stuck_timeout_seconds=0.2)
     away = Answer(503, {}, {"Retry-After-Ms": "150"})

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 
+import httpx
 import pytest
 
 import tinkerlite
 from tests.client.scripted_server import HASTY, Answer, ScriptedServer
 from tinkerlite import errors
-from tinkerlite.retry import backoff_seconds
+from tinkerlite.retry import backoff_seconds, resend
 from tinkerlite.types import AdamParams
 
 STEP = AdamParams(learning_rate=1e-4)
@@ -57,6 +59,32 @@ def test_a_wait_that_would_pass_the_budget_is_an_error_at_once(server: ScriptedS
             sampler.compute_logprobs(tinkerlite.ModelInput.from_ints([1, 2])).result()
     assert caught.value.retry_after_seconds == 3600
     assert len(server.sent("asample")) == 1
+
+
+def test_only_the_time_that_was_lost_counts_and_not_what_a_transfer_took():
+    """A download of ten minutes that breaks off is begun again, though the budget is five."""
+    there = httpx.Request("GET", "http://there")
+    sent = 0
+
+    async def break_off_twice() -> str:
+        nonlocal sent
+        sent += 1
+        await asyncio.sleep(0.3)
+        if sent < 3:
+            raise errors.APIConnectionError(there, "the connection broke")
+        return "whole"
+
+    async def fetch(attempt_seconds: float) -> str:
+        return await resend(
+            break_off_twice, first_seconds=0.01, budget_seconds=0.2, attempt_seconds=attempt_seconds
+        )
+
+    assert asyncio.run(fetch(attempt_seconds=0.05)) == "whole"
+    sent = 0
+    with pytest.raises(errors.APIConnectionError, match="broke") as caught:
+        asyncio.run(fetch(attempt_seconds=60.0))
+    assert sent == 1
+    assert "Tried 1 times in 0.3 s; the client gives up after 0.2 s" in caught.value.__notes__[-1]
 
 
 def test_a_server_that_stays_away_is_an_error_when_the_budget_is_spent(server: ScriptedServer):

@@ -101,6 +101,13 @@ def test_what_was_not_asked_for_is_none():
     assert decoded.prompt_alt_tokens is None
 
 
+def test_a_completion_of_no_tokens_has_no_logprobs_only_where_none_were_sent():
+    for sent in (None, np.zeros(0, np.float32)):
+        empty = SampledSequence(stop_reason="stop", tokens_np=np.zeros(0, np.int32), logprobs_np=sent)
+        [read] = decode_sample_response(encode_sample_response(SampleResponse(sequences=[empty]))).sequences
+        assert (read.tokens, read.logprobs) == ([], None if sent is None else [])
+
+
 def test_the_bytes_of_a_sample_are_the_documented_ones():
     response = SampleResponse([SampledSequence("length", ints(258), floats(-0.5))])
     # field 1 (sequence): 1 = stop reason LENGTH, 2 = int32 little-endian, 3 = float32 little-endian

@@ -57,9 +57,9 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def rest_client(options: argparse.Namespace) -> Generator[RestClient]:
+def rest_client(options: argparse.Namespace, config: ClientConfig = PATIENCE) -> Generator[RestClient]:
     """Questions about what the server keeps; leaves no session behind."""
-    client = RestClient(base_url=options.base_url, api_key=options.api_key, config=PATIENCE)
+    client = RestClient(base_url=options.base_url, api_key=options.api_key, config=config)
     try:
         yield client
     finally:

@@ -41,7 +41,11 @@ def examine(
     """
     if scorings < 2:
         raise InvalidRequest(f"scorings is {scorings}; it takes 2 to differ")
-    config = ClientConfig(stuck_timeout_seconds=timeout_seconds, reconnect_timeout_seconds=RECONNECT_SECONDS)
+    config = ClientConfig(
+        stuck_timeout_seconds=timeout_seconds,
+        active_timeout_seconds=timeout_seconds,
+        reconnect_timeout_seconds=RECONNECT_SECONDS,
+    )
     service = yield from reach(base_url, api_key, config)
     if service is None:
         return

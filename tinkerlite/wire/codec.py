@@ -156,7 +156,9 @@ def decode_sample_response(body: bytes, sequence_ids: Sequence[str] = ()) -> Sam
     for index, encoded in enumerate(message.sequences):
         field = f"sequences[{index}]"
         tokens = _array(encoded.tokens, INT32, f"{field}.tokens")
-        logprobs = _array(encoded.logprobs, FLOAT32, f"{field}.logprobs") if encoded.logprobs else None
+        # Empty ones beside tokens are a server's way to send none; those of no tokens are empty.
+        has_logprobs = encoded.logprobs or (encoded.HasField("logprobs") and not tokens.size)
+        logprobs = _array(encoded.logprobs, FLOAT32, f"{field}.logprobs") if has_logprobs else None
         if logprobs is not None and logprobs.size != tokens.size:
             raise WireError(f"{field}: {tokens.size} tokens but {logprobs.size} logprobs")
         topk = None
