@@ -14,6 +14,7 @@ from tinkerlite.wire import decode_forward_backward_output
 from tinkerlite_server.errors import BadRequest, EngineFailure, UnknownName
 from tinkerlite_server.futures import Done
 from tinkerlite_server.operations import Refusal
+from tinkerlite_server.sampling_lane import SamplingLane
 from tinkerlite_server.settings import Limits
 
 
@@ -439,9 +440,14 @@ def test_requests_that_came_side_by_side_are_waited_for_the_next_time(
 ):
     """The first of several prompts must not be read alone; who sends one at a time waits for nobody."""
 
+    resting, rest = threading.Event(), SamplingLane.rest
+    monkeypatch.setattr(SamplingLane, "rest", lambda lane: (rest(lane), resting.set()))
+
     def finish(*requests: str) -> list[str]:
         for request_id in requests:
             assert isinstance(asyncio.run(rig.futures.wait(request_id, "me", 30.0)), Done)
+        assert resting.wait(30.0)  # what comes before that still belongs to those
+        resting.clear()
         verbs, rig.engine.calls = rig.verbs("submit", "step"), []
         return verbs
 
