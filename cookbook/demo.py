@@ -27,6 +27,7 @@ from rich.markup import escape
 from cookbook.advantages import AdvantageFn, group_relative, reverse_kl
 from cookbook.evaluation import Evaluation, evaluate
 from cookbook.exhibits import Exhibit, exhibit_rollouts
+from cookbook.file_lock import InUse
 from cookbook.guards import RunStopped
 from cookbook.keeping import recorder
 from cookbook.ledger import Ledger, ModelShape, UnknownShape, ledger, print_ledger
@@ -35,7 +36,7 @@ from cookbook.machine import hardware, peak_rss_mib
 from cookbook.metrics import MetricsFile, Row
 from cookbook.renderers import chatml
 from cookbook.report import write_report
-from cookbook.run_folder import FolderInUse, RunFolder, write_whole
+from cookbook.run_folder import RunFolder, write_whole
 from cookbook.runs import connect
 from cookbook.server_process import running_server
 from cookbook.summary import print_comparison, run_figures, verdict
@@ -316,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_demo(config, given.out, given.base_url, Console(highlight=False))
     except RunStopped as reason:
         raise SystemExit(f"stopped at {reason}") from reason
-    except FolderInUse as error:
+    except InUse as error:
         raise SystemExit(f"{error}.") from error
     except KeyboardInterrupt:
         print("\nInterrupted; the server is stopped.", file=sys.stderr)

@@ -17,10 +17,11 @@ from rich.console import Console
 
 from cookbook.checkpoints import Checkpoints
 from cookbook.command_line import NAMES
+from cookbook.file_lock import InUse
 from cookbook.guards import RunStopped
 from cookbook.loop import Record
 from cookbook.metrics import MetricsFile, Row
-from cookbook.run_folder import CannotResume, Checkpoint, FolderInUse, Position, RunFolder
+from cookbook.run_folder import CannotResume, Checkpoint, Position, RunFolder
 from cookbook.table import Column, StepTable
 from cookbook.tracking import TrackedRun, Tracker, check_trackers, open_trackers
 from tinkerlite import ServiceClient, TinkerError, TrainingClient
@@ -50,30 +51,55 @@ class Kept:
     checkpoint: Checkpoints
 
 
-class KeptRun:
-    """What is kept of one run: its folder, what is saved on the server, and the screen.
+@contextmanager
+def kept_run(
+    name: str, keeping: Keeping, *, settings: dict[str, Any], base_url: str
+) -> Generator[KeptRun, None, None]:
+    """A run whose folder nobody else works in, from before it is read until the end of the block.
 
-    Reads where the run stands when made, and changes nothing before `open`.
+    Exits where another process does, or where there is no such run to resume.
     """
+    check_trackers(keeping.track)
+    if keeping.resume and not _outlives_process(base_url):
+        raise SystemExit(
+            "--resume: local:// keeps its checkpoints in a folder that ends with the process. Set "
+            "TINKERLITE_DATA_DIR, for the run and to resume it, or use `tinkerlite serve`."
+        )
+    folder = RunFolder(Path(keeping.out or f"runs/{name}"))
+    with ExitStack() as stack:
+        position = None
+        try:
+            if folder.path.exists() or not keeping.resume:
+                stack.enter_context(folder.held())
+            if keeping.resume:
+                position = folder.resume(name, settings)
+        except InUse as error:
+            raise SystemExit(f"{error}.") from error
+        except CannotResume as error:
+            raise SystemExit(f"--resume: {error}.") from error
+        every = keeping.checkpoint_every if _outlives_process(base_url) else 0
+        yield KeptRun(name, folder, position, settings=settings, track=keeping.track, every=every)
 
-    def __init__(self, name: str, keeping: Keeping, *, settings: dict[str, Any], base_url: str) -> None:
+
+class KeptRun:
+    """What is kept of one run: its folder, what is saved on the server, and the screen. See `kept_run`."""
+
+    def __init__(
+        self,
+        name: str,
+        folder: RunFolder,
+        position: Position | None,
+        *,
+        settings: dict[str, Any],
+        track: Sequence[str],
+        every: int,
+    ) -> None:
         self._name = name
+        self.folder = folder
+        self._position = position
         self._settings = settings
-        self._track = keeping.track
-        self.folder = RunFolder(Path(keeping.out or f"runs/{name}"))
-        self._every = keeping.checkpoint_every if _outlives_process(base_url) else 0
-        self._position: Position | None = None
-        check_trackers(keeping.track)
-        if keeping.resume:
-            if not _outlives_process(base_url):
-                raise SystemExit(
-                    "--resume: local:// keeps its checkpoints in a folder that ends with the process. Set "
-                    "TINKERLITE_DATA_DIR, for the run and to resume it, or use `tinkerlite serve`."
-                )
-            try:
-                self._position = self.folder.resume(name, settings)
-            except CannotResume as error:
-                raise SystemExit(f"--resume: {error}.") from error
+        self._track = track
+        self._every = every
 
     @property
     def resumed(self) -> Checkpoint | None:
@@ -84,18 +110,7 @@ class KeptRun:
     def open(
         self, service: ServiceClient, student: TrainingClient, columns: Sequence[Column]
     ) -> Generator[Kept, None, None]:
-        """Takes rows and checkpoints until the end of the block; exits if another process does."""
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(self.folder.held())
-            except FolderInUse as error:
-                raise SystemExit(f"{error}.") from error
-            yield stack.enter_context(self._open(service, student, columns))
-
-    @contextmanager
-    def _open(
-        self, service: ServiceClient, student: TrainingClient, columns: Sequence[Column]
-    ) -> Generator[Kept, None, None]:
+        """Takes rows and checkpoints until the end of the block. Until then the run there is as it was."""
         position = self._position or self.folder.start(self._name, self._settings)
         rest = service.create_rest_client()
         checkpoints = Checkpoints(self.folder, student, rest, every=self._every, resumed=position.checkpoint)

@@ -7,12 +7,13 @@ Knows nothing about flags, files or terminals (`runs`).
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from cookbook.advantages import Scorer
 from cookbook.datums import completion_part
@@ -32,6 +33,8 @@ from cookbook.rollouts import Group, Task, derive_seed, rollout
 from cookbook.work import Work, as_row, sampling_of, training_of
 from tinkerlite import SamplingClient, TrainingClient
 from tinkerlite.types import AdamParams, Datum, ForwardBackwardOutput, OptimStepResponse
+
+T = TypeVar("T")
 
 Record = Callable[[Row], None]
 """Takes the row of a finished step."""
@@ -92,18 +95,22 @@ class TrainConfig:
     """Of problems, rollouts and the adapter's start."""
 
     def __post_init__(self) -> None:
-        check_positive(self, ("prompts_per_step", "group_size", "max_tokens", *MEASURING, "kl_every"))
+        check_at_least(1, self, ("prompts_per_step", "group_size", "max_tokens", *MEASURING, "kl_every"))
+        check_at_least(0, self, ("rollout_tokens", "rollout_tokens_last", "alternatives", *SCHEDULE))
+        check_at_least(0, self, ("temperature", "max_truncated_fraction"))
 
 
 MEASURING = ("evaluate_every", "held_out")
+SCHEDULE = ("steps", "learning_rate", "decay_to", "warmup_steps", "grad_clip_norm", "seed")
 """Fields that every configuration has."""
 
 
-def check_positive(config: object, names: Sequence[str]) -> None:
-    """Raises ValueError: a field is less than 1."""
+def check_at_least(least: int, config: object, names: Sequence[str]) -> None:
+    """Raises ValueError: a field is less, or no number."""
     for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
+        value = getattr(config, name)
+        if not (math.isfinite(value) and value >= least):
+            raise ValueError(f"{name} is {value}; it must be at least {least}")
 
 
 class WatchedTeacher(Scorer, Protocol):
@@ -153,6 +160,7 @@ def train(
 
     Raises:
         RunStopped: see `stop_when_collapsed` and `max_truncated_fraction`. The last row is recorded.
+        ValueError: the task has fewer problems than `steps + 1` times `prompts_per_step`.
     """
     rows = list(earlier)
     problems = islice(task.training_problems(config.seed), len(rows) * config.prompts_per_step, None)
@@ -164,12 +172,13 @@ def train(
         is_last = step == config.steps
         row: dict[str, Any] = {"step": step}
         measured = teacher is not None and (step % config.kl_every == 0 or is_last)
+        asked = take(problems, config.prompts_per_step, f"problems of task {task.name!r}", step)
         clock = _Clock()
         with clock.phase("sampling"):
             sampler = student.save_weights_and_get_sampling_client()
             groups = rollout(
                 sampler,
-                list(islice(problems, config.prompts_per_step)),
+                asked,
                 renderer=renderer,
                 task=task,
                 group_size=config.group_size,
@@ -203,6 +212,21 @@ def train(
             row |= measure(sampler)
         finish_row(row, rows, record, stop=config.stop_when_collapsed, reason=_too_many_cut(row, config))
     return rows
+
+
+def take(stream: Iterator[T], count: int, what: str, step: int) -> list[T]:
+    """The next `count` of a stream of `what`.
+
+    Raises:
+        ValueError: it has ended, which the stream of a step's data may not.
+    """
+    taken = list(islice(stream, count))
+    if len(taken) < count:
+        raise ValueError(
+            f"step {step} needs {count} {what}, and there are {len(taken)} left; train for fewer steps, or "
+            "let the stream begin again"
+        )
+    return taken
 
 
 def finish_row(

@@ -168,15 +168,15 @@ def derive_seed(*parts: int) -> int:
 def _trajectory(
     prompt: list[int], sequence: SampledSequence, problem: Problem, renderer: Renderer, task: Task
 ) -> Trajectory:
-    if sequence.logprobs_np is None:
-        raise ValueError(
-            "the backend sampled without logprobs, and every policy loss needs them; "
-            "use a backend that returns the logprobs of sampled tokens"
-        )
     if not sequence.tokens:
         raise ValueError(
             "the backend returned a completion without any token: it drops the token that ends a reply, so "
             "that nobody could learn to stop; use a backend that returns it"
+        )
+    if sequence.logprobs_np is None:
+        raise ValueError(
+            "the backend sampled without logprobs, and every policy loss needs them; "
+            "use a backend that returns the logprobs of sampled tokens"
         )
     reply = renderer.parse(sequence.tokens)
     return Trajectory(

@@ -11,7 +11,6 @@ would have made. Rows made after the checkpoint are dropped, and made again.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import uuid
@@ -21,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cookbook.file_lock import locked
 from cookbook.metrics import Row, read_metrics
 
 WHEN_TO_STOP = frozenset({"stop_when_collapsed", "max_truncated_fraction"})
@@ -53,10 +53,6 @@ class Position:
     """The weights to go on from; None at the very beginning."""
 
 
-class FolderInUse(RuntimeError):
-    """Another process is at work on the run in a folder."""
-
-
 class RunFolder:
     """The files of one run."""
 
@@ -71,17 +67,9 @@ class RunFolder:
         """Nobody else works in it until the end of the block, or of the process.
 
         Raises:
-            FolderInUse: somebody does already.
+            InUse: somebody does already.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise FolderInUse(
-                    f"another process is at work on the run in {self.path}; give this one a folder of its "
-                    "own with --out"
-                ) from error
+        with locked(self.path / ".lock", f"the run in {self.path}"):
             yield
 
     def start(self, recipe: str, settings: Mapping[str, Any]) -> Position:

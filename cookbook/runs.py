@@ -15,7 +15,7 @@ from rich.console import Console
 
 from cookbook.byte_spans import ByteSpanTeacher
 from cookbook.command_line import parse
-from cookbook.keeping import Keeping, KeptRun
+from cookbook.keeping import Keeping, kept_run
 from cookbook.ledger import ModelShape, UnknownShape, ledger, print_ledger
 from cookbook.loop import BeforeStep, Record, TrainConfig
 from cookbook.metrics import Row, read_metrics
@@ -32,6 +32,7 @@ from tinkerlite import (
     APIStatusError,
     CapabilityError,
     ClientConfig,
+    NotFoundError,
     RequestFailedError,
     SamplingClient,
     ServiceClient,
@@ -118,8 +119,8 @@ def open_supervised_run(
     setup, keeping, config = parse(
         f"python -m cookbook.{name}", description, [Setup(), Keeping(), config], argv
     )
-    run = KeptRun(name, keeping, settings=_settings(setup, config), base_url=setup.base_url)
-    with connect(setup.base_url) as service:
+    keeping_it = kept_run(name, keeping, settings=_settings(setup, config), base_url=setup.base_url)
+    with keeping_it as run, connect(setup.base_url) as service:
         student = _open_student(service, setup, config.seed, run.resumed)
         renderer = _renderer(setup.renderer, student.get_tokenizer())
         task = choose("task", setup.task, TASKS)
@@ -138,8 +139,9 @@ def open_on_policy_run(
     setup, compared, keeping, config = parse(
         f"python -m cookbook.{name}", description, [Setup(), TeacherSetup(), Keeping(), config], argv
     )
-    run = KeptRun(name, keeping, settings=_settings(setup, compared, config), base_url=setup.base_url)
-    with connect(setup.base_url) as service:
+    settings = _settings(setup, compared, config)
+    keeping_it = kept_run(name, keeping, settings=settings, base_url=setup.base_url)
+    with keeping_it as run, connect(setup.base_url) as service:
         student = _open_student(service, setup, config.seed, run.resumed)
         renderer = _renderer(setup.renderer, student.get_tokenizer())
         task = choose("task", setup.task, TASKS)
@@ -235,10 +237,15 @@ def _open_student(
     if resumed:
         try:
             return service.create_training_client_from_state_with_optimizer(resumed.path)
-        except (APIStatusError, RequestFailedError) as error:
+        except NotFoundError as error:
             raise SystemExit(
                 f"--resume: {error}\nThe checkpoint {resumed.path} is on the server that saved it, for "
                 "two weeks; --base-url must lead there, or to one that has the same --data-dir."
+            ) from error
+        except (APIStatusError, RequestFailedError) as error:
+            raise SystemExit(
+                f"--resume: {error}\nIf there is no room: the run that was killed has some until its session "
+                "ends, ten minutes after its last sign of life. Nothing is lost; give the command again then."
             ) from error
     if setup.start_from:
         return service.create_training_client_from_state(setup.start_from)

@@ -16,15 +16,17 @@ from cookbook.datums import supervised_datum
 from cookbook.evaluation import Evaluation
 from cookbook.loop import (
     MEASURING,
+    SCHEDULE,
     BeforeStep,
     Measure,
     Record,
     accuracy_measure,
     adam_params,
-    check_positive,
+    check_at_least,
     finish_row,
     no_checkpoint,
     submit_update,
+    take,
 )
 from cookbook.metrics import Row
 from cookbook.renderers import Message, RenderedExample, Renderer
@@ -62,7 +64,8 @@ class SupervisedConfig:
     """Of problems and the adapter's start."""
 
     def __post_init__(self) -> None:
-        check_positive(self, ("batch_size", "max_tokens", *MEASURING))
+        check_at_least(1, self, ("batch_size", "max_tokens", *MEASURING))
+        check_at_least(0, self, SCHEDULE)
 
 
 def train_supervised(
@@ -121,6 +124,7 @@ def train_on_examples(
 
     Raises:
         RunStopped: see `stop_when_collapsed`. The last row is recorded.
+        ValueError: the examples have ended, or no token of a batch is to be trained.
     """
     rows = list(earlier)
     examples = islice(examples, len(rows) * config.batch_size, None)
@@ -131,18 +135,23 @@ def train_on_examples(
         if step % config.evaluate_every == 0 or is_last:
             row |= measure(student.save_weights_and_get_sampling_client())
         if not is_last:
-            batch = list(islice(examples, config.batch_size))
+            batch = take(examples, config.batch_size, "examples", step)
             row |= _update(student, batch, adam_params(config, step))
         finish_row(row, rows, record, stop=config.stop_when_collapsed)
     return rows
 
 
 def _update(student: TrainingClient, examples: list[RenderedExample], optimizer: AdamParams) -> Row:
+    trained = float(sum(example.mask[1:].sum() for example in examples))
+    if not trained > 0:  # before the step: Adam would take one on its momentum alone
+        raise ValueError(
+            f"no token of a batch of {len(examples)} examples is to be trained: their masks are 0 after the "
+            "first token"
+        )
     started = time.monotonic()
     output, stepped = submit_update(
         student, [supervised_datum(example) for example in examples], "cross_entropy", optimizer
     )
-    trained = int(sum(example.mask[1:].sum() for example in examples))
     return {
         "loss_per_token": output.metrics["loss:sum"] / trained,
         "trained_tokens": trained,

@@ -16,6 +16,8 @@ from cookbook.renderers import Message
 from cookbook.rollouts import Grade, Problem, Task
 
 HELD_OUT_SHARE = 0.25
+MOST_REPEATS = 10_000
+"""Draws after which nothing new is taken for nothing left."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,13 @@ class GeneratedTask:
     reward: RewardFn = exact_match
 
     def training_problems(self, seed: int) -> Iterator[Problem]:
-        """An endless stream without the held-out problems; repeats are possible."""
-        return self._problems(Random(f"{self.name} train {seed}"), held_out=False)
+        """An endless stream without the held-out problems; repeats are possible.
+
+        Raises:
+            ValueError: `draw` has so few different keys that all are held out.
+        """
+        yield from self._problems(Random(f"{self.name} train {seed}"), held_out=False)
+        raise ValueError(f"task {self.name!r} has no training problems: {MOST_REPEATS} draws were held out")
 
     def held_out(self, count: int) -> list[Problem]:
         """The first `count` held-out problems, all different, whatever the seed of training.
@@ -92,11 +99,16 @@ class GeneratedTask:
         )
 
     def _problems(self, random: Random, *, held_out: bool) -> Iterator[Problem]:
-        while True:
+        """Ends when none of this split has come for so long that there is none."""
+        in_vain = 0
+        while in_vain < MOST_REPEATS:
             question = self.draw(random)
             if is_held_out(question.key) == held_out:
+                in_vain = 0
                 message = Message(role="user", content=question.text)
                 yield Problem(messages=(message,), answer=question.answer)
+            else:
+                in_vain += 1
 
 
 def with_format_credit(task: Task) -> Task:
@@ -180,9 +192,6 @@ TASKS: dict[str, GeneratedTask] = {
     )
 }
 """Tasks by the names that recipes' `--task` takes."""
-
-
-MOST_REPEATS = 10_000
 
 
 def _without_repeats(problems: Iterator[Problem]) -> Iterator[Problem]:

@@ -19,6 +19,7 @@ from cookbook.experiments.base_models import made_models
 from cookbook.experiments.experiment import Bench, Experiment, Size
 from cookbook.experiments.pages import write_figure, write_pages
 from cookbook.experiments.results import changed_since, check_one_setting, load_results, result_file, writing
+from cookbook.file_lock import InUse, locked
 from cookbook.guards import RunStopped
 from cookbook.runs import connect
 from cookbook.server_process import running_server
@@ -29,7 +30,7 @@ from tinkerlite import ServiceClient
 def main(experiment: Experiment[Any], argv: Sequence[str] | None = None) -> int:
     """Run the seeds that the command line names, then make tables and figure; returns an exit status.
 
-    A seed that a guard stops has no results; the others go on.
+    A seed that a guard stops, or that another process is at work on, has no results; the others go on.
     """
     given = _parse(experiment, argv)
     out: Path = given.out or default_out(experiment, given.size)
@@ -75,12 +76,16 @@ def main(experiment: Experiment[Any], argv: Sequence[str] | None = None) -> int:
                         models, Path(scratch) / f"server-{seed}", out / f"{given.size}-server.log"
                     )
                 )
-                with server as url, connect(url) as service:
+                alone = locked(file.with_suffix(".lock"), f"seed {seed} of size {given.size} in {out}")
+                with alone, server as url, connect(url) as service:
                     run_seed(experiment, given.size, seed, service, models, out, console, given.track, making)
                 console.print(f"results: {file}")
             except RunStopped as reason:
                 stopped = True
                 console.print(f"seed {seed} stopped at {reason}\nits rows: {file.with_suffix('.part')}")
+            except InUse as error:
+                stopped = True
+                console.print(f"{error}", markup=False, soft_wrap=True)
     results = load_results(experiment, given.size, out)
     if not results:
         console.print(f"no results of size {given.size} in {out}")

@@ -36,6 +36,7 @@ from cookbook.experiments.results import (
     writing,
 )
 from cookbook.experiments.statistics import estimate, estimate_ratio, is_more, is_no_loss, percent, reaches
+from cookbook.file_lock import locked
 from cookbook.guards import RunStopped
 from tinkerlite import ServiceClient
 
@@ -151,6 +152,21 @@ def test_a_seed_that_a_guard_stops_leaves_the_others(
     said = capsys.readouterr().out.replace("\n", "")
     assert "seed 1 stopped at step 0: the loss is on fire." in said
     assert [result.seed for result in load_results(experiment, "smoke", tmp_path)] == [2]
+
+
+def test_two_processes_do_not_write_one_seed(
+    tmp_path: Path, student_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    experiment = replace(
+        experiment_named("rl_teacher"),
+        run=lambda bench, setting: bench.note("rl", step=0),
+        models=lambda setting: [str(student_folder)],
+    )
+    flags = ["--size", "smoke", "--seeds", "1", "--out", str(tmp_path)]
+    with locked(tmp_path / "smoke-seed-1.lock", "it"):
+        assert main(experiment, [*flags, "--base-url", f"local://{student_folder}"]) == 1
+    assert f"another process is at work on seed 1 of size smoke in {tmp_path}" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_a_size_that_makes_its_models_is_not_for_a_server_elsewhere(

@@ -20,6 +20,7 @@ import pytest
 
 from cookbook import opd, sft
 from cookbook.metrics import Row, figures, read_metrics
+from cookbook.run_folder import RunFolder
 from tests.server.server_process import server_process
 from tinkerlite import ServiceClient
 
@@ -207,6 +208,20 @@ def test_on_a_server_without_the_checkpoint_it_is_said_where_it_is(flags: list[s
     with pytest.raises(SystemExit, match=r"elsewhere:train:0/weights/step-1 is on the server that saved it"):
         sft.main([*short, "--resume"])
     assert contents(tmp_path) == before
+
+
+def test_nobody_reads_where_a_run_stands_while_it_is_still_being_written(flags: list[str], tmp_path: Path):
+    """Two would go on from one checkpoint, and the second write its rows over the first's."""
+    short = [*flags, "--out", str(tmp_path), "--steps", "1"]
+    with (
+        RunFolder(tmp_path).held(),
+        pytest.raises(SystemExit, match=f"another process is at work on the run in {tmp_path}"),
+    ):
+        sft.main([*short, "--resume"])  # which would otherwise find no run there
+    absent = tmp_path / "absent"
+    with pytest.raises(SystemExit, match="has no run to resume"):
+        sft.main([*flags, "--out", str(absent), "--resume"])
+    assert not absent.exists()
 
 
 def test_a_backend_whose_checkpoints_end_with_the_process_cannot_be_resumed_on(

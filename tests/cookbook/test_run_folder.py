@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from cookbook.file_lock import InUse
 from cookbook.metrics import MetricsFile
-from cookbook.run_folder import CannotResume, Checkpoint, FolderInUse, RunFolder
+from cookbook.run_folder import CannotResume, Checkpoint, RunFolder
 
 SETTINGS = {"steps": 10, "rank": 4}
 
@@ -53,7 +54,7 @@ def test_a_finished_run_says_so_and_how_to_train_on(tmp_path: Path):
 
 def test_two_processes_do_not_work_on_one_run(tmp_path: Path):
     with RunFolder(tmp_path).held():
-        refused = pytest.raises(FolderInUse, match="another process is at work on the run in")
+        refused = pytest.raises(InUse, match="another process is at work on the run in")
         with refused, RunFolder(tmp_path).held():
             pass
     with RunFolder(tmp_path).held():

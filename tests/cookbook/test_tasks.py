@@ -8,6 +8,7 @@ from cookbook.mixing import MixedTask
 from cookbook.rollouts import Problem
 from cookbook.tasks import (
     TASKS,
+    GeneratedTask,
     Question,
     exact_match,
     format_credit,
@@ -144,3 +145,19 @@ def test_asking_for_more_held_out_problems_than_exist_is_an_error_and_not_a_hang
     few = replace(TASKS["sums"], draw=lambda random: Question(q := str(random.randrange(40)), q, q))
     with pytest.raises(ValueError, match=r"task 'sums' has [0-9]+ held-out problems, not 40"):
         few.held_out(40)
+
+
+def test_a_task_of_few_questions_says_so_where_a_split_has_none():
+    keys = [f"key {number}" for number in range(20)]
+    held_out = next(key for key in keys if is_held_out(key))
+    trained = next(key for key in keys if not is_held_out(key))
+
+    def always(key: str) -> GeneratedTask:
+        return GeneratedTask(name="one", draw=lambda random: Question("What?", "That", key))
+
+    with pytest.raises(ValueError, match="task 'one' has no training problems"):
+        next(always(held_out).training_problems(0))
+    with pytest.raises(ValueError, match="task 'one' has 0 held-out problems, not 3"):
+        always(trained).held_out(3)
+    assert len(always(held_out).held_out(1)) == 1
+    assert next(always(trained).training_problems(0)).answer == "That"

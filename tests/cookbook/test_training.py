@@ -12,15 +12,16 @@ import pytest
 from transformers import AutoTokenizer
 
 from cookbook.advantages import AdvantageFn, group_relative, kl_per_token, reverse_kl
+from cookbook.datums import supervised_datum
 from cookbook.diagnostics import kl_figures
 from cookbook.evaluation import Evaluation, evaluate
 from cookbook.guards import RunStopped
 from cookbook.loop import TrainConfig, adam_params, train
 from cookbook.metrics import Row
 from cookbook.renderers import Renderer, chat_template
-from cookbook.rollouts import Group, rollout
-from cookbook.supervised import SupervisedConfig, train_supervised
-from cookbook.tasks import TASKS, with_format_credit
+from cookbook.rollouts import Group, Problem, rollout
+from cookbook.supervised import SupervisedConfig, train_on_examples, train_supervised, with_answer
+from cookbook.tasks import TASKS, GeneratedTask, with_format_credit
 from cookbook.teachers import Teacher, VocabularyMismatch
 from tests.tiny import make_tiny_model
 from tinkerlite import SamplingClient, ServiceClient
@@ -198,6 +199,14 @@ def test_a_count_of_none_is_refused_by_name(name: str):
         replace(TrainConfig(), **{name: 0})
 
 
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["learning_rate", "grad_clip_norm", "warmup_steps", "steps", "seed"])
+def test_a_rate_or_a_seed_that_cannot_be_is_refused_before_anything_is_opened(name: str, value: float):
+    for config in (TrainConfig(), SupervisedConfig()):
+        with pytest.raises(ValueError, match=f"{name} is {value}; it must be at least 0"):
+            replace(config, **{name: value})
+
+
 @pytest.fixture
 def run(service: ServiceClient, tiny_folder: Path, renderer: Renderer) -> Callable[..., list[Row]]:
     """Train a fresh student; rows."""
@@ -293,6 +302,48 @@ def test_supervised_training_lowers_the_loss_and_decays_its_rate(
     assert rows[3]["loss_per_token"] < rows[0]["loss_per_token"]
     assert [row["learning_rate"] for row in rows[:-1]] == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
     assert [row.get("accuracy") is None for row in rows] == [False, True, True, True, False]
+
+
+def test_a_task_that_runs_out_of_problems_says_at_which_step(
+    service: ServiceClient, tiny_folder: Path, renderer: Renderer
+):
+    class Finite(GeneratedTask):
+        def training_problems(self, seed: int) -> Iterator[Problem]:
+            return islice(super().training_problems(seed), 7)
+
+    task = Finite(name="sums", draw=TASKS["sums"].draw)
+    student = service.create_lora_training_client(str(tiny_folder), rank=4, seed=0)
+    recorded: list[Row] = []
+    with pytest.raises(ValueError, match=r"step 2 needs 3 problems of task 'sums', and there are 1 left"):
+        train(SMALL, student, task, renderer=renderer, advantages=group_relative, record=recorded.append)
+    assert [row["step"] for row in recorded] == [0, 1]
+    short = SupervisedConfig(steps=2, batch_size=4, evaluate_every=99, held_out=2, max_tokens=5)
+    with pytest.raises(ValueError, match="step 1 needs 4 examples, and there are 3 left"):
+        train_supervised(short, student, task, renderer=renderer, record=recorded.append)
+
+
+def test_a_batch_without_anything_to_train_makes_no_step(
+    service: ServiceClient, tiny_folder: Path, renderer: Renderer
+):
+    student = service.create_lora_training_client(str(tiny_folder), rank=4, seed=0)
+    [problem] = TASK.held_out(1)
+    example = renderer.training_example(with_answer(problem))
+    masked = replace(example, mask=np.zeros_like(example.mask))
+    config = SupervisedConfig(steps=1, batch_size=2, evaluate_every=99)
+    before = student.forward([supervised_datum(example)], "cross_entropy").result().metrics["loss:sum"]
+    with pytest.raises(ValueError, match="no token of a batch of 2 examples is to be trained"):
+        train_on_examples(
+            config, student, iter([masked] * 2), measure=lambda sampler: {}, record=lambda row: None
+        )
+    after = student.forward([supervised_datum(example)], "cross_entropy").result().metrics["loss:sum"]
+    assert after == before
+    halves = replace(example, mask=0.25 * example.mask)
+    rows = train_on_examples(
+        config, student, iter([halves, halves]), measure=lambda sampler: {}, record=lambda row: None
+    )
+    trained = example.mask[1:].sum()
+    assert rows[0]["trained_tokens"] == 0.5 * trained
+    assert rows[0]["loss_per_token"] == pytest.approx(before / trained, rel=1e-4)
 
 
 # ---- evaluation ----
