@@ -79,8 +79,8 @@ class Worker:
         return outcome
 
     def _interrupt(self) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal.SIGINT)
+        if self._process is not None:  # not SIGINT, which what was started in the background ignores
+            self._process.send_signal(signal.SIGTERM)
         self.close()
 
     def close(self) -> None:

@@ -24,5 +24,7 @@ def locked(file: Path, what: str) -> Generator[None, None, None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise InUse(f"another process is at work on {what}; give this one a folder with --out") from error
+            raise InUse(
+                f"another process is at work on {what}; give this one a folder of its own (--out)"
+            ) from error
         yield
