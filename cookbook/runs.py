@@ -32,7 +32,6 @@ from tinkerlite import (
     APIStatusError,
     CapabilityError,
     ClientConfig,
-    NotFoundError,
     RequestFailedError,
     SamplingClient,
     ServiceClient,
@@ -237,12 +236,12 @@ def _open_student(
     if resumed:
         try:
             return service.create_training_client_from_state_with_optimizer(resumed.path)
-        except NotFoundError as error:
+        except APIStatusError as error:
             raise SystemExit(
                 f"--resume: {error}\nThe checkpoint {resumed.path} is on the server that saved it, for "
                 "two weeks; --base-url must lead there, or to one that has the same --data-dir."
             ) from error
-        except (APIStatusError, RequestFailedError) as error:
+        except RequestFailedError as error:
             raise SystemExit(
                 f"--resume: {error}\nIf there is no room: the run that was killed has some until its session "
                 "ends, ten minutes after its last sign of life. Nothing is lost; give the command again then."

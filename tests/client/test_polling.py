@@ -129,7 +129,7 @@ def test_a_request_that_never_moves_raises_and_names_the_state_of_the_queue(serv
 
 def test_a_server_that_says_it_is_at_work_has_longer(server: ScriptedServer):
     """One operation of a large model on a slow machine takes longer than a queue should stand still."""
-    config = dataclasses.replace(HASTY, stuck_timeout_seconds=0.1, active_timeout_seconds=1.0)
+    config = dataclasses.replace(HASTY, stuck_timeout_seconds=0.1, active_timeout_seconds=2.0)
     with tinkerlite.ServiceClient(base_url=server.url, config=config) as service:
         training = service.create_lora_training_client("tiny")
         server.script(RESULT, PENDING, Answer(408, {"queue_state": "active"}, after=later(0.2)), DONE)

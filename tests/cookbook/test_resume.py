@@ -22,7 +22,8 @@ from cookbook import opd, sft
 from cookbook.metrics import Row, figures, read_metrics
 from cookbook.run_folder import RunFolder
 from tests.server.server_process import server_process
-from tinkerlite import ServiceClient
+from tinkerlite import RequestFailedError, ServiceClient
+from tinkerlite.errors import RequestErrorCategory
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS, EVERY = 12, 4
@@ -208,6 +209,25 @@ def test_on_a_server_without_the_checkpoint_it_is_said_where_it_is(flags: list[s
     with pytest.raises(SystemExit, match=r"elsewhere:train:0/weights/step-1 is on the server that saved it"):
         sft.main([*short, "--resume"])
     assert contents(tmp_path) == before
+
+
+def test_a_server_without_room_for_it_is_no_server_without_the_checkpoint(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    short = [*flags, "--out", str(tmp_path), "--steps", "1"]
+    sft.main(short)
+    saved = json.loads((tmp_path / "checkpoint.json").read_text())
+    (tmp_path / "checkpoint.json").write_text(json.dumps(saved | {"is_finished": False}))
+    said = "training all weights takes 9 bytes, and 0 are free"
+    full = RequestFailedError(said, "request", RequestErrorCategory.User)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise full
+
+    monkeypatch.setattr(ServiceClient, "create_training_client_from_state_with_optimizer", refuse)
+    with pytest.raises(SystemExit, match="0 are free\nIf there is no room: the run that was killed") as exit:
+        sft.main([*short, "--resume"])
+    assert "is on the server that saved it" not in str(exit.value)
 
 
 def test_nobody_reads_where_a_run_stands_while_it_is_still_being_written(flags: list[str], tmp_path: Path):
